@@ -1,0 +1,1 @@
+"""Running a method against its baseline and controls, and judging what came out."""

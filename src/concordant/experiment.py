@@ -1,0 +1,111 @@
+"""From a slug, a profile and overrides to one fully resolved, fully checked experiment."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from concordant import recipes
+from concordant.core.config import override, parse_override
+from concordant.core.errors import ConfigError, nearest
+from concordant.core.recipe import Arm, Experiment, PolicyOptions, Recipe, train_config
+from concordant.scoring import as_reward
+from concordant.worlds import user
+from concordant.worlds.build import make_world
+
+LM_COLUMNS: Mapping[str, str] = {
+    **dict.fromkeys(("id", "task", "group", "episode", "keep", "truncated", "temperature"), "b"),
+    **dict.fromkeys(("prompt_tokens", "prompt_mask"), "b q"),
+    **dict.fromkeys(("tokens", "mask", "logp"), "b s"),
+}
+_ROOTS = ("chain", "objective", "sampler", "reference", "probes", "rewards", "train", "world", "policy")
+
+
+def build(
+    slug: str,
+    *,
+    arm: str | None = None,
+    profile: str = "quick",
+    seed: int = 0,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    data: str | Path | None = None,
+    rewards: Sequence[Any] = (),
+) -> Experiment:
+    """Resolve one run and check it: columns, options, needs.
+
+    Args:
+        slug: recipe name.
+        arm: arm name; None is the method itself.
+        profile: `smoke`, `quick` or `full`.
+        seed: seed of all random streams.
+        sets: overrides `key=value`; keys start with chain, objective, sampler, reference, train, world or policy.
+        model, data, rewards: the user's own model (folder or hub id), prompts (JSONL) and reward functions (callables or
+            `file.py:name`), instead of the recipe's world.
+    """
+    recipe = recipes.get(slug)
+    chosen = recipe.arm(arm)
+    name = arm or next(iter(recipe.arms))
+    world, world_options = recipe.world, dict(recipe.world_options)
+    if model or data or rewards:
+        if not (model and data and rewards):
+            raise ConfigError("your own model, data and rewards go together: give all three")
+        functions = tuple(user.load_reward(f) if isinstance(f, str) else f for f in rewards)
+        chosen = _own_arm(recipe, chosen, name, functions)
+        world, world_options = "user", {"data": str(data), "revision": user.data_revision(Path(data))}
+    train, sources = train_config(recipe, profile, chosen)
+    experiment = Experiment(
+        slug, name, chosen, world, world_options, train, PolicyOptions(model=model), seed, profile,
+        {f"train.{key}": source for key, source in sources.items()},
+    )  # fmt: skip
+    for text in sets:
+        experiment = _set(experiment, text)
+    check(experiment)
+    return experiment
+
+
+def _own_arm(recipe: Recipe, arm: Arm, name: str, functions: tuple[Any, ...]) -> Arm:
+    """The arm with the user's rewards: the method function is called with their names."""
+    if name != next(iter(recipe.arms)):
+        raise ConfigError(f"with your own model only the method itself runs; for a baseline use its recipe, e.g. {recipe.baseline}")
+    names = tuple(as_reward(function).name for function in functions)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two rewards have the same name: {', '.join(names)}; rename one")
+    method = recipes.method(recipe.slug)
+    return dataclasses.replace(arm, chain=method(rewards=names), rewards=functions)
+
+
+def _set(experiment: Experiment, text: str) -> Experiment:
+    key, value = parse_override(text)
+    root, _, rest = key.partition(".")
+    if root not in _ROOTS or not rest:
+        raise ConfigError(f"unknown key {key!r}; keys start with one of {', '.join(_ROOTS)}; {nearest(root, _ROOTS)}")
+    sources = {**experiment.sources, key: "set"}
+    if root in ("train", "policy"):
+        changed = {root: override(getattr(experiment, root), rest, value, path=root)}
+    elif root == "world":
+        known = dataclasses.asdict(make_world(experiment).config)
+        override(known, rest, value, path="world")
+        changed = {"world_options": {**experiment.world_options, rest: value}}
+    else:
+        part = getattr(experiment.arm, root)
+        if part is None:
+            raise ConfigError(f"{key!r}: the arm {experiment.arm_name!r} has no {root}")
+        changed = {"arm": dataclasses.replace(experiment.arm, **{root: override(part, rest, value, path=root)})}
+    return dataclasses.replace(experiment, sources=sources, **changed)
+
+
+def check(experiment: Experiment) -> None:
+    """Check every binding of the arm against the columns that world, rewards, probes and learners provide."""
+    world, arm = make_world(experiment), experiment.arm
+    columns = {**LM_COLUMNS, **world.columns}
+    for reward in arm.rewards:
+        if isinstance(reward, str) and reward not in world.rewards:
+            raise ConfigError(f"world {world.name!r} has no reward {reward!r}; {nearest(reward, world.rewards)}")
+        columns[reward if isinstance(reward, str) else as_reward(reward).name] = "b"
+    for part in (*arm.probes, *(learner.provides for learner in arm.learners)):
+        columns |= part if isinstance(part, dict) else part.columns
+    if arm.objective.needs_reference:
+        columns["ref_logp"] = "b s"
+    schema = arm.chain.schema({name: tuple(axes.split()) for name, axes in columns.items()})
+    arm.objective.check(schema)

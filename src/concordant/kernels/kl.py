@@ -1,0 +1,106 @@
+"""Estimates of how far the policy is from a reference, token by token. These keep the graph of `logp`.
+
+With `d = ref_logp - logp`. Check: for p = (0.4, 0.6) and reference (0.5, 0.5) the divergence is 0.0201355,
+which k1 and k3 give in expectation; k2 gives 0.0199310.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concordant.kernels import _validate as check
+
+
+def _gap(kernel: str, logp: Tensor, ref_logp: Tensor, limit: float | None) -> Tensor:
+    check.alike(kernel, "logp", logp, "ref_logp", ref_logp)
+    d = ref_logp.detach() - logp
+    return d if limit is None else d.clamp(-limit, limit)
+
+
+def kl_k1(
+    logp: Float[Tensor, "b s"], ref_logp: Float[Tensor, "b s"], *, limit: float | None = None
+) -> Float[Tensor, "b s"]:
+    """Log-ratio estimate: unbiased, can be negative.
+
+    Formula: `-d = logp - ref_logp`, d clamped to +-limit.
+
+    Args:
+        logp: log-probability under the policy, with graph, shape (b s).
+        ref_logp: log-probability under the reference, shape (b s).
+        limit: largest |d|; None for none.
+
+    Returns:
+        Nats for each token, shape (b s). As a loss its expected gradient is 0: use it inside rewards.
+
+    Degenerate cases: NaN stays NaN.
+
+    Differences: verl "kl" / "k1"; the penalty in TRL's RLOO reward.
+
+    Source: Schulman, "Approximating KL divergence".
+
+    >>> kl_k1(torch.tensor([[0.4]]).log(), torch.tensor([[0.5]]).log())
+    tensor([[-0.2231]])
+    """
+    return -_gap("kl_k1", logp, ref_logp, limit)
+
+
+def kl_k2(
+    logp: Float[Tensor, "b s"], ref_logp: Float[Tensor, "b s"], *, limit: float | None = None
+) -> Float[Tensor, "b s"]:
+    """Squared log-ratio estimate: never negative, biased value, unbiased gradient on samples of the policy.
+
+    Formula: `d^2 / 2`, d clamped to +-limit.
+
+    Args:
+        logp: log-probability under the policy, with graph, shape (b s).
+        ref_logp: log-probability under the reference, shape (b s).
+        limit: largest |d|, beyond it there is no gradient; None for none.
+
+    Returns:
+        Nats for each token, shape (b s).
+
+    Degenerate cases: NaN stays NaN.
+
+    Differences: verl "mse" / "k2".
+
+    Source: Schulman, "Approximating KL divergence".
+
+    >>> kl_k2(torch.tensor([[0.4]]).log(), torch.tensor([[0.5]]).log())
+    tensor([[0.0249]])
+    """
+    return _gap("kl_k2", logp, ref_logp, limit).square() / 2
+
+
+def kl_k3(
+    logp: Float[Tensor, "b s"],
+    ref_logp: Float[Tensor, "b s"],
+    *,
+    limit: float | None = None,
+    bound: float | None = None,
+) -> Float[Tensor, "b s"]:
+    """Low-variance estimate: unbiased, never negative; its gradient is not that of the divergence.
+
+    Formula: `exp(d) - d - 1`, d clamped to +-limit, the result to at most bound.
+
+    Args:
+        logp: log-probability under the policy, with graph, shape (b s).
+        ref_logp: log-probability under the reference, shape (b s).
+        limit: largest |d|; None for none. A clamp stops an explosion where the policy is far below the
+            reference, and also the gradient there.
+        bound: largest result, nats; None for none.
+
+    Returns:
+        Nats for each token, shape (b s).
+
+    Degenerate cases: NaN stays NaN; without limit a large d overflows to inf.
+
+    Differences: TRL's `beta` term is the default here; verl "low_var_kl" / "k3" is `limit=20, bound=10`.
+
+    Source: Schulman, "Approximating KL divergence"; TRL 1.16, verl 0.9.1 [code].
+
+    >>> kl_k3(torch.tensor([[0.4]]).log(), torch.tensor([[0.5]]).log())
+    tensor([[0.0269]])
+    """
+    d = _gap("kl_k3", logp, ref_logp, limit)
+    kl = torch.expm1(d) - d
+    return kl if bound is None else kl.clamp(max=bound)

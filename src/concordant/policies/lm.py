@@ -1,0 +1,304 @@
+"""Language-model policies: any causal model of transformers, sampled and scored by the same log-probability kernel."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from concordant.core.errors import CheckpointError, ConfigError, DataError, nearest
+from concordant.core.seeds import Rng
+from concordant.core.table import Table
+from concordant.policies.decode import Decoded, decode
+from concordant.policies.load import LoraOptions, add_lora, find_device, find_dtype, load_pretrained
+from concordant.policies.logprob import Forward, completion_logp
+from concordant.policies.prompts import Prompts, encode, pad_id
+
+OWN_FIELDS = ("prompt", "completion")
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How many completions a task gets, and how they are drawn."""
+
+    group_size: int = 8
+    """Rows a task."""
+    max_new_tokens: int = 64
+    """Longest completion, in tokens; a row that reaches it without an end token is truncated."""
+    temperature: float = 1.0
+    """Above 0; 0 takes the most likely token (for evaluation) and records log-probabilities at temperature 1."""
+    batch_rows: int = 512
+    """Rows decoded together: a limit on memory that does not change what is sampled."""
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "max_new_tokens", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.temperature >= 0:
+            raise ConfigError(
+                f"temperature must be above 0 (or 0 for greedy decoding), got {self.temperature}"
+            )
+
+
+class LMPolicy:
+    """A causal language model that samples tables and scores them again.
+
+    The model always runs in evaluation mode (no dropout), so a freshly sampled row has ratio 1 up to float tolerance.
+    Rows are addressed by id: what a row samples depends on the random stream, its id and its prompt, not on the batch.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.forward = Forward(model)
+        self.names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+        """Names of the weights that training moves; the state is made of these."""
+        self.temperature = 1.0
+        """Temperature of the latest `sample`, for tables that do not say their own."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        lora: LoraOptions | None = None,
+    ) -> Self:
+        """Load a folder or hub id (safetensors, no remote code).
+
+        Args:
+            source: folder that `save_pretrained` wrote, or hub id.
+            device: torch device name.
+            dtype: "float32", "bfloat16" or "float16"; adapters are float32 in any case.
+            lora: train low-rank adapters instead of all weights.
+        """
+        model, tokenizer = load_pretrained(source, find_device(device), find_dtype(dtype))
+        return cls(add_lora(model, lora) if lora is not None else model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def window(self) -> int | None:
+        """Positions the model has; None if it has no limit."""
+        size = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(size) if size else None
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end a completion: those of the generation settings and of the tokenizer."""
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        listed = own if isinstance(own, list | tuple) else [own]
+        return tuple(sorted({int(i) for i in (*listed, self.tokenizer.eos_token_id) if i is not None}))
+
+    # ---- sampling ----------------------------------------------------------------------------------------------
+
+    def sample(self, tasks: Sequence[Any], plan: SamplePlan, rng: Rng, *, first_id: int = 0) -> Table:
+        """Sample `plan.group_size` completions of each task.
+
+        Args:
+            tasks: objects with `id`, `prompt` (text or chat messages) and `fields`.
+            plan: how many and how.
+            rng: random stream; row `i` uses the numbers addressed by `first_id + i`.
+            first_id: id of the first row and of the first group.
+
+        Returns:
+            Rows in task order, each task's group together: columns id, task, group, episode, prompt_tokens and prompt_mask
+            (b q, padded on the left), tokens, mask (the end token included) and logp (b s), temperature, keep, truncated;
+            fields prompt, completion (text without the end token) and those of the task.
+        """
+        if not tasks:
+            raise DataError("sample needs at least one task")
+        prompts = encode(self.tokenizer, [task.prompt for task in tasks], self.window, plan.max_new_tokens)
+        group = torch.arange(len(tasks)).repeat_interleave(plan.group_size)
+        ids = first_id + torch.arange(len(group))
+        drawn = self._decode(prompts, prompts.of_task[group], rng.uniform(ids, plan.max_new_tokens), plan)
+        self.temperature = plan.temperature or 1.0
+        task_ids = torch.tensor([task.id for task in tasks])
+        columns = {
+            "id": ("b", ids),
+            "task": ("b", task_ids[group]),
+            "group": ("b", first_id + group),
+            "episode": ("b", ids.clone()),
+            "prompt_tokens": ("b q", prompts.tokens[prompts.of_task[group]]),
+            "prompt_mask": ("b q", prompts.mask[prompts.of_task[group]]),
+            "tokens": ("b s", drawn.tokens),
+            "mask": ("b s", drawn.mask),
+            "logp": ("b s", drawn.logp),
+            "temperature": ("b", torch.full((len(ids),), self.temperature)),
+            "keep": ("b", torch.ones(len(ids), dtype=torch.bool)),
+            "truncated": ("b", ~self._ended(drawn)),
+        }
+        return Table.of(columns, self._fields(tasks, prompts, group, drawn))
+
+    def _decode(self, prompts: Prompts, source: Tensor, uniform: Tensor, plan: SamplePlan) -> Decoded:
+        """Decode in batches of whole rows; results come back to the host."""
+        device, parts = self.device, []
+        for rows in torch.arange(len(source)).split(plan.batch_rows):
+            used, local = source[rows].unique(return_inverse=True)
+            batch = (prompts.tokens[used].to(device), prompts.mask[used].to(device))
+            stops = torch.tensor(self.stops, dtype=torch.int64, device=device)
+            numbers = uniform[rows].to(device)
+            pad = pad_id(self.tokenizer)
+            parts.append(decode(self.forward, batch, local.to(device), numbers, plan.temperature, stops, pad))
+        width = max(part.tokens.shape[1] for part in parts)
+
+        def join(name: str, fill: float) -> Tensor:
+            pieces = [getattr(part, name).cpu() for part in parts]
+            return torch.cat(
+                [torch.nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in pieces]
+            )
+
+        return Decoded(join("tokens", pad_id(self.tokenizer)), join("mask", False), join("logp", 0.0))
+
+    def _ended(self, drawn: Decoded) -> Tensor:
+        """Which rows hold an end token."""
+        stops = torch.tensor(self.stops, dtype=torch.int64)
+        return (torch.isin(drawn.tokens, stops) & drawn.mask).any(1)
+
+    def _fields(
+        self, tasks: Sequence[Any], prompts: Prompts, group: Tensor, drawn: Decoded
+    ) -> dict[str, list[Any]]:
+        names = list(tasks[0].fields)
+        for index, task in enumerate(tasks):
+            if set(task.fields) != set(names):
+                raise DataError(
+                    f"task {index} has fields {sorted(task.fields)}, the first one {sorted(names)}; make them equal"
+                )
+        taken = [name for name in OWN_FIELDS if name in names]
+        if taken:
+            raise DataError(
+                f"tasks must not have a field named {taken[0]!r}: the policy writes it; rename the task's field"
+            )
+        stops = set(self.stops)
+        lengths, rows = drawn.mask.sum(1).tolist(), drawn.tokens.tolist()
+        kept = [
+            row[: n - 1] if n and row[n - 1] in stops else row[:n]
+            for row, n in zip(rows, lengths, strict=True)
+        ]
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        order = group.tolist()
+        return {
+            **{name: [tasks[i].fields[name] for i in order] for name in names},
+            "prompt": [prompts.texts[i] for i in order],
+            "completion": self.tokenizer.batch_decode(kept, **options),
+        }
+
+    # ---- scoring -----------------------------------------------------------------------------------------------
+
+    def logp(self, table: Table) -> Tensor:
+        """Return the log-probability of every sampled token, 0 outside `mask`, with graph.
+
+        The temperature is the table's column of that name, else that of the latest `sample`.
+
+        Args:
+            table: columns prompt_tokens, prompt_mask (b q), tokens, mask (b s).
+
+        Returns:
+            float32, natural logarithm, shape (b s).
+        """
+        device = self.device
+        parts = [table[name].to(device) for name in ("prompt_tokens", "prompt_mask", "tokens", "mask")]
+        temperature: Tensor | float = self.temperature
+        if "temperature" in table:
+            values = table["temperature"]
+            same = table.rows > 0 and bool((values == values[0]).all())
+            temperature = float(values[0]) if same else values.to(device)
+        return completion_logp(self.forward, *parts, temperature)
+
+    def score(self, table: Table, *, tokens: int = 16384) -> Tensor:
+        """Return `logp` without graph, in batches of similar length.
+
+        Args:
+            table: as for `logp`.
+            tokens: padded tokens of one forward pass.
+
+        Returns:
+            float32, shape (b s), on the device of the table.
+        """
+        lengths = table["prompt_mask"].sum(1) + table["mask"].sum(1)
+        order = lengths.argsort(descending=True, stable=True)
+        result = torch.zeros(table["mask"].shape, dtype=torch.float32, device=table["mask"].device)
+        start = 0
+        with torch.inference_mode():
+            while start < len(order):
+                rows = order[start : start + max(tokens // max(int(lengths[order[start]]), 1), 1)]
+                result[rows] = self.logp(table.take(rows)).to(result.device)
+                start += len(rows)
+        return result
+
+    # ---- weights -----------------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Weights that require a gradient; none in a snapshot."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _moved(self) -> dict[str, torch.nn.Parameter]:
+        weights = dict(self.model.named_parameters())
+        return {name: weights[name] for name in self.names}
+
+    def snapshot(self) -> Self:
+        """Return a frozen copy of what training moves; weights that stay frozen (the base under LoRA) are shared."""
+        moved = set(self.names)
+        fixed = [p for name, p in self.model.named_parameters() if name not in moved] + list(
+            self.model.buffers()
+        )
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in fixed})
+        copied = type(self)(model, self.tokenizer)
+        copied.names, copied.temperature = self.names, self.temperature
+        for parameter in copied._moved().values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        return copied
+
+    def ema_(self, source: "LMPolicy", decay: float) -> None:
+        """Move these weights towards those of `source` in place: `theta <- decay * theta + (1 - decay) * source`.
+
+        `decay=0` copies. With a constant source the gap shrinks by `decay` each time.
+        """
+        if not 0 <= decay <= 1:
+            raise ConfigError(f"decay must lie in [0, 1], got {decay}")
+        own, other = self._moved(), source._moved()
+        if own.keys() != other.keys():
+            raise ConfigError(
+                "ema_ needs two policies that train the same weights; take one as a snapshot of the other"
+            )
+        with torch.no_grad():
+            for name, weight in own.items():
+                if decay not in (0, 1) and weight.dtype != torch.float32:
+                    raise ConfigError(
+                        f"a moving average in {weight.dtype} loses small steps; load the policy in float32"
+                    )
+                weight.lerp_(other[name], 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights that training moves, by name (not copied)."""
+        return {name: weight.detach() for name, weight in self._moved().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; unknown, missing or misshapen weights are refused."""
+        own = self._moved()
+        for name in (*state, *own):
+            if name not in own:
+                raise CheckpointError(f"the policy has no trained weight {name!r}; {nearest(name, own)}")
+            if name not in state:
+                raise CheckpointError(
+                    f"the state lacks the weight {name!r}; was it saved with other LoRA options?"
+                )
+            if state[name].shape != own[name].shape:
+                raise CheckpointError(
+                    f"weight {name!r} has shape {tuple(own[name].shape)}, the state {tuple(state[name].shape)}"
+                )
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(state[name])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights (safetensors; under LoRA the adapter only), configuration and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,186 @@
+"""The user's own world: prompts from a JSONL file, the user's model, the user's reward functions."""
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from concordant.core.errors import ConfigError, DataError, RewardError, nearest
+from concordant.core.seeds import Rng, address
+from concordant.core.table import Table
+from concordant.worlds.base import Task
+
+_ANSWER = r"<answer>\s*(.*?)\s*</answer>|\\boxed\{([^{}]*)\}"
+_MAX_ID = (1 << 62) - 1
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object per line, each with a `prompt` (text or chat messages); errors name the line."""
+    if not path.is_file():
+        raise DataError(f"no data file {path}; give a JSONL file with a `prompt` in each line")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})"
+            ) from None
+        _check_row(row, rows, f"{path}, line {number}")
+        rows.append(row)
+    if len(rows) < 2:
+        raise DataError(
+            f"{path} holds {len(rows)} prompts; at least 2 are needed (one is held out for evaluation)"
+        )
+    return rows
+
+
+def _check_row(row: Any, before: list[dict[str, Any]], where: str) -> None:
+    if not isinstance(row, dict) or "prompt" not in row:
+        keys = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise DataError(f"{where}: expected an object with a `prompt`, got {keys}")
+    prompt = row["prompt"]
+    messages = (
+        isinstance(prompt, list)
+        and prompt
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt)
+    )
+    if not (messages or (isinstance(prompt, str) and prompt)):
+        raise DataError(
+            f"{where}: `prompt` must be a non-empty text or a list of messages with role and content"
+        )
+    if before and row.keys() != before[0].keys():
+        raise DataError(
+            f"{where}: fields {sorted(row)} differ from those of the first line, {sorted(before[0])}"
+        )
+
+
+def load_reward(text: str) -> Callable[..., Any]:
+    """Load `file.py:name`; the function's own import errors are shown."""
+    path, _, name = text.rpartition(":")
+    file = Path(path)
+    if not path or not file.is_file():
+        raise RewardError(f"--reward takes FILE.py:FUNCTION; no file {path or text!r}")
+    spec = importlib.util.spec_from_file_location(f"concordant_user_{file.stem}", file.resolve())
+    if spec is None or spec.loader is None:
+        raise RewardError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # foreign code: tell the user which of their lines failed
+        raise RewardError(f"importing {file} failed: {type(error).__name__}: {error}") from error
+    found = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+    if name not in found:
+        raise RewardError(f"{file} has no function {name!r}; {nearest(name, found)}")
+    function: Callable[..., Any] = found[name]
+    return function
+
+
+@dataclass(frozen=True)
+class UserConfig:
+    """Options of the user's world."""
+
+    data: str = ""
+    """JSONL file."""
+    held_out: float = 0.1
+    """Share of the prompts that is kept for evaluation (at least one)."""
+    answer_pattern: str = _ANSWER
+    """Regular expression whose first filled group is the answer, for methods that compare answers."""
+
+
+@dataclass(frozen=True)
+class UserWorld:
+    """Prompts and rewards of the user. The only metrics it knows are the rewards themselves, on held-out prompts."""
+
+    config: UserConfig
+    model: str
+    rewards: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    name: str = "user"
+    columns: Mapping[str, str] = field(default_factory=lambda: {"answer_id": "b"})
+    scorers: Mapping[str, Callable[[Table], Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.config.answer_pattern)
+        except re.error as error:
+            raise ConfigError(f"world.answer_pattern is no regular expression: {error}") from None
+
+    def _rows(self, split: str) -> list[tuple[int, dict[str, Any]]]:
+        rows = list(enumerate(read_jsonl(Path(self.config.data))))
+        order = sorted(rows, key=lambda pair: address("held-out", json.dumps(pair[1]["prompt"])))
+        cut = max(1, int(len(order) * self.config.held_out))
+        held = {json.dumps(row["prompt"]) for _, row in order[:cut]}
+        inside = [pair for pair in rows if (json.dumps(pair[1]["prompt"]) in held) == (split == "test")]
+        if not inside:
+            raise DataError(
+                f"{self.config.data}: all prompts are equal, so none can be held out for evaluation"
+            )
+        return inside
+
+    def tasks(
+        self, split: Literal["train", "test"], seed: int = 0, step: int = 0, count: int = 1
+    ) -> list[Task]:
+        """Train: prompts in a fresh order each pass, addressed by (seed, step). Test: the first `count` held-out ones."""
+        rows = self._rows(split)
+        if split == "test":
+            return [_task(i, row) for i, row in rows[:count]]
+        chosen = []
+        for place in range(max(step, 0) * count, max(step, 0) * count + count):
+            pass_, index = divmod(place, len(rows))
+            order = torch.randperm(len(rows), generator=Rng(seed, "user-data", pass_).generator())
+            chosen.append(_task(*rows[int(order[index])]))
+        return chosen
+
+    def policy(self, **options: Any) -> Any:
+        """Load the user's model."""
+        from concordant.policies.lm import LMPolicy
+
+        return LMPolicy.from_pretrained(self.model, **options)
+
+    def annotate(self, table: Table) -> Table:
+        """Add `answer_id` [b]: equal for equal extracted answers, 0 where none was found."""
+        ids = []
+        for text in table.fields["completion"]:
+            match = re.search(self.config.answer_pattern, text, re.DOTALL)
+            answer = next((group for group in match.groups() if group is not None), "") if match else None
+            ids.append(0 if answer is None else 1 + address(answer.strip()) % _MAX_ID)
+        return table.with_columns({"answer_id": ("b", torch.tensor(ids, dtype=torch.int64))})
+
+    def evaluate(self, table: Table) -> dict[str, list[float]]:
+        """The user's rewards on held-out prompts (missing ones left out), and the completion length in tokens."""
+        from concordant.scoring import as_reward, score
+
+        scored = score(table, [as_reward(function, name) for name, function in self.rewards.items()]).table
+        values = {f"reward/{name}": [v for v in scored[name].tolist() if v == v] for name in self.rewards}
+        return {**values, "length": table["mask"].sum(1).tolist()}
+
+    def meters(self, table: Table) -> dict[str, float]:
+        """Share of groups in which all members got the same reward, by reward."""
+        from concordant.kernels import tied_groups
+
+        return {
+            f"tied/{name}": float(tied_groups(table[name], table["group"]).float().mean())
+            for name in self.rewards
+        }
+
+    def validate(self) -> list[str]:
+        """Read the data file; any fault is raised with its line."""
+        read_jsonl(Path(self.config.data))
+        return []
+
+
+def _task(index: int, row: Mapping[str, Any]) -> Task:
+    return Task(index, row["prompt"], {key: value for key, value in row.items() if key != "prompt"})
+
+
+def data_revision(path: Path) -> str:
+    """Content hash of a data file, so that a resumed run notices that it changed."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""

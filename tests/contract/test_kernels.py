@@ -1,0 +1,250 @@
+"""What every public kernel promises, checked on random inputs built from its own annotations."""
+
+import inspect
+import pickle
+
+import pytest
+import torch
+
+from concordant import kernels
+from concordant.core.errors import DataError
+from concordant.core.seeds import Rng
+from concordant.core.signature import signature_of
+
+ROWS, SIZES = 14, {"s": 7, "n": 4, "k": 3}
+OPTIONS = {
+    "fixed_length": {"length": 9},
+    "clip_values": {"low": -0.5, "high": 0.5},
+    "process_outcome_filter": {"drop": 1},
+    "weighted_sum": {"weights": (1.0, 0.5, 2.0)},
+}
+EVERY_ENTRY_COUNTS = {"present", "present_group"}  # an added step without a value is a missing value there
+ALL = [(name, rest) for name in kernels.__all__ for rest in ((), ("s",))
+       if rest == () or any("*e" in spec.dims for spec in signature_of(getattr(kernels, name)).arrays.values())]
+MIXING = [case for case in ALL if signature_of(getattr(kernels, case[0])).takes_valid]
+
+
+def ids(case):
+    return f"{case[0]}-{''.join(('b', *case[1]))}"
+
+
+each = pytest.mark.parametrize("case", ALL, ids=map(ids, ALL))
+each_mixing = pytest.mark.parametrize("case", MIXING, ids=map(ids, MIXING))
+
+
+def axes_of(name, rest):
+    found = {}
+    for parameter, spec in signature_of(getattr(kernels, name)).arrays.items():
+        found[parameter] = tuple(a for dim in spec.dims for a in (rest if dim == "*e" else (dim,)))
+    return found
+
+
+def draw(parameter, kind, shape, gen):
+    if parameter in ("mask", "span", "turn"):
+        length = torch.randint(0, shape[-1] + 1, shape[:1], generator=gen)
+        return torch.rand(shape, generator=gen) < 0.7 if len(shape) == 1 else torch.arange(shape[1]) < length[:, None]
+    if kind == "Bool":
+        return torch.rand(shape, generator=gen) < 0.7
+    if parameter == "id":
+        return torch.randperm(shape[0], generator=gen)
+    if parameter == "group":
+        return torch.tensor([5, 5, 5, 5, 2, 2, 2, 9, 9, 9, 9, 9, 7, -1])[: shape[0]]
+    if parameter == "unit":  # inside groups, some shared
+        return torch.tensor([0, 0, 1, 2, 3, 4, 4, 5, 6, 6, 7, 7, 8, 9])[: shape[0]]
+    if parameter == "segment":
+        return torch.randint(-1, SIZES["n"], shape, generator=gen)
+    if kind == "Int":
+        return torch.randint(0, 4, shape, generator=gen)
+    if parameter == "outcome":
+        return torch.randint(0, 2, shape, generator=gen).double()
+    x = torch.randn(shape, generator=gen, dtype=torch.float64)
+    return x.abs() if parameter == "weight" else x
+
+
+def build(case, seed=0, rows=ROWS):
+    name, rest = case
+    gen = torch.Generator().manual_seed(seed)
+    signature, axes = signature_of(getattr(kernels, name)), axes_of(*case)
+    arrays = {}
+    for parameter, spec in signature.arrays.items():
+        shape = tuple(rows if a == "b" else int(a) if a.isdigit() else SIZES[a] for a in axes[parameter])
+        arrays[parameter] = draw(parameter, spec.kind, shape, gen)
+    return arrays
+
+
+def call(case, arrays, **more):
+    kernel = getattr(kernels, case[0])
+    context = {name: Rng(seed=3) for name in signature_of(kernel).context}
+    value = kernel(**arrays, **context, **OPTIONS.get(case[0], {}), **more)
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def out_axes(case):
+    returns = signature_of(getattr(kernels, case[0])).returns
+    specs = returns.values() if isinstance(returns, dict) else [returns]
+    return [tuple(a for dim in spec.dims for a in (case[1] if dim == "*e" else (dim,))) for spec in specs]
+
+
+def along(x, axes, letter, index):
+    return x.index_select(axes.index(letter), index) if letter in axes else x
+
+
+def rows_of(case, arrays, index):
+    axes = axes_of(*case)
+    return {p: along(x, axes[p], "b", index) for p, x in arrays.items()}
+
+
+def same(got, want):
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-9, atol=1e-12)
+
+
+@each
+def test_permuting_rows_permutes_results(case):
+    arrays = build(case)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    got = call(case, rows_of(case, arrays, order))
+    want = [along(y, a, "b", order) for y, a in zip(call(case, arrays), out_axes(case), strict=True)]
+    same(got, want)
+
+
+@each_mixing
+def test_renaming_groups_changes_nothing(case):
+    arrays = build(case)
+    names = torch.randint(0, 1 << 62, (20,), generator=torch.Generator().manual_seed(2))
+    renamed = {p: torch.where(x < 0, x, names[x]) if p in ("group", "unit") else x for p, x in arrays.items()}
+    same(call(case, renamed), call(case, arrays))
+
+
+@each
+@pytest.mark.parametrize("letter", ["s", "n"])
+def test_padding_changes_nothing(case, letter):
+    axes = axes_of(*case)
+    if case[0] in EVERY_ENTRY_COUNTS or not any(letter in a for a in axes.values()):
+        pytest.skip("no such axis")
+    padded = {}
+    for p, x in (arrays := build(case)).items():
+        pad = (0, 3) if axes[p] and axes[p][-1] == letter else (0, 0)
+        fill = float("nan") if x.is_floating_point() else False if x.dtype == torch.bool else -1
+        padded[p] = torch.nn.functional.pad(x, pad, value=fill)
+    wider = call(case, padded)
+    keep = torch.arange(SIZES[letter])
+    same([along(y, a, letter, keep) for y, a in zip(wider, out_axes(case), strict=True)], call(case, arrays))
+    if "mask" in arrays or "segment" in arrays:
+        for y, a in zip(wider, out_axes(case), strict=True):
+            assert letter not in a or bool((y[..., SIZES[letter] :] == 0).all())
+
+
+def with_missing_rows(case, arrays, gone):
+    """The `valid` that the binder would give when these rows are not kept."""
+    first, axes = next(iter(arrays)), axes_of(*case)
+    shape = [ROWS if a == "b" else 1 for a in axes[first]]
+    valid = (~gone).reshape(shape).expand(arrays[first].shape).clone()
+    given = dict(arrays)
+    if "keep" in given:
+        given["keep"] = given["keep"] & ~gone
+    return given, valid
+
+
+@each_mixing
+def test_an_invalid_row_equals_a_row_left_out(case):
+    arrays = build(case)
+    gone = torch.zeros(ROWS, dtype=torch.bool)
+    gone[[1, 6, 12]] = True
+    given, valid = with_missing_rows(case, arrays, gone)
+    whole = call(case, given, valid=valid)
+    kept = (~gone).nonzero().squeeze(1)
+    same([along(y, a, "b", kept) for y, a in zip(whole, out_axes(case), strict=True)],
+         call(case, rows_of(case, arrays, kept)))
+    for y in whole:
+        lost = y[gone]
+        outside = ~given["mask"][gone] if "mask" in given else torch.zeros_like(lost, dtype=torch.bool)
+        missing = lost.isnan() if lost.is_floating_point() else ~lost if lost.dtype == torch.bool else lost == -1
+        assert bool((missing | (outside & (lost == 0))).all())
+
+
+@each_mixing
+def test_nan_is_read_as_not_valid(case):
+    arrays = build(case)
+    first = next(iter(arrays))
+    if not arrays[first].is_floating_point():
+        pytest.skip("ids are missing as -1")
+    hole = torch.rand(arrays[first].shape, generator=torch.Generator().manual_seed(4)) < 0.2
+    by_nan = call(case, {**arrays, first: arrays[first].masked_fill(hole, torch.nan)})
+    same(by_nan, call(case, {**arrays, first: arrays[first].masked_fill(hole, 0.0)}, valid=~hole))
+
+
+@each
+def test_inputs_are_untouched_and_results_repeat(case):
+    arrays = build(case)
+    before = {p: x.clone() for p, x in arrays.items()}
+    first, second = call(case, arrays), call(case, arrays)
+    for p, x in arrays.items():
+        assert torch.equal(x, before[p]), p
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+@each
+def test_float32_gives_float32_and_agrees_with_float64(case):
+    arrays = build(case)
+    halved = {p: x.float() if x.is_floating_point() else x for p, x in arrays.items()}
+    widened = {p: x.double() if x.is_floating_point() else x for p, x in halved.items()}
+    has_floats = any(x.is_floating_point() for x in arrays.values())
+    for a, b in zip(call(case, halved), call(case, widened), strict=True):
+        if a.is_floating_point():
+            assert a.dtype == torch.float32 and (b.dtype == torch.float64 or not has_floats)
+            torch.testing.assert_close(a, b.float(), equal_nan=True, rtol=2e-5, atol=2e-6)
+        else:
+            assert torch.equal(a, b)
+
+
+@each
+def test_an_empty_batch_gives_an_empty_result(case):
+    for y, a in zip(call(case, build(case, rows=0)), out_axes(case), strict=True):
+        assert y.shape[a.index("b")] == 0
+
+
+@each
+def test_bad_shapes_are_refused_in_words(case):
+    kernel = inspect.unwrap(getattr(kernels, case[0]))  # without the annotation check, which users do not run
+    arrays, axes = build(case), axes_of(*case)
+    context = {name: Rng() for name in signature_of(kernel).context}
+    for parameter, x in list(arrays.items())[1:]:
+        short = {**arrays, parameter: x.narrow(axes[parameter].index("b"), 0, ROWS - 1)}
+        with pytest.raises(DataError, match=rf"{case[0]}: .*{ROWS}.*; "):
+            kernel(**short, **context, **OPTIONS.get(case[0], {}))
+    first = next(iter(arrays))
+    if "*e" not in signature_of(kernel).arrays[first].dims:
+        with pytest.raises(DataError, match=rf"{case[0]}: "):
+            kernel(**{**arrays, first: arrays[first][..., None]}, **context, **OPTIONS.get(case[0], {}))
+
+
+@each_mixing
+def test_statistics_carry_no_graph(case):
+    arrays = {p: x.requires_grad_() if x.is_floating_point() else x for p, x in build(case).items()}
+    assert not any(y.requires_grad for y in call(case, arrays))
+
+
+@pytest.mark.parametrize("name", kernels.__all__)
+def test_kernel_is_documented_named_and_picklable(name):
+    kernel = getattr(kernels, name)
+    assert pickle.loads(pickle.dumps(kernel)) is kernel
+    doc, position = inspect.getdoc(kernel), 0
+    for part in ("Formula:", "Args:", "Returns:", "Degenerate cases:", "Differences:", "Source:", ">>> "):
+        found = doc.find(part, position)
+        assert found > 0, f"{name}: docstring lacks {part!r} in its place"
+        position = found
+    arrays, seen_option = signature_of(kernel).arrays, False
+    for parameter in inspect.signature(kernel).parameters.values():
+        assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        is_array = parameter.name in arrays or parameter.name in ("valid", "rng")
+        assert not (is_array and seen_option), f"{name}: arrays come first"
+        seen_option |= not is_array
+        assert is_array or parameter.kind == parameter.KEYWORD_ONLY, f"{name}: option {parameter.name} must be named"
+        assert f"    {parameter.name}: " in doc, f"{name}: {parameter.name} is not documented"
+
+
+def test_every_public_function_of_the_package_is_listed():
+    assert sorted(kernels.__all__) == kernels.__all__
+    assert len(set(kernels.__all__)) == len(kernels.__all__)
