@@ -10,6 +10,8 @@ the same bits.
 import argparse
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -29,23 +31,62 @@ from concordant.worlds.lm_arithmetic.scorer import ScorerConfig, ScorerNet, join
 from concordant.worlds.lm_arithmetic.teacher import Teacher, example
 from concordant.worlds.lm_arithmetic.traces import judge
 
-MIX = {
-    "2x1": 0.07, "3x1": 0.08, "2x2": 0.12, "4x1": 0.10, "3x2": 0.16, "2x3": 0.12, "5x1": 0.07,
-    "6x1": 0.04, "4x2": 0.06, "3x3": 0.05, "5x2": 0.03, "4x3": 0.02, "countdown": 0.08,
-}  # fmt: skip
-"""Share of each level in the corpus: hard ones are rare."""
-SKILLS = {"solve": 0.84, "hint": 0.06, "hinted": 0.10}
 CHUNK = 16  # batches that are sorted by length together, so that a batch holds rows of similar length
 
 
-def write_corpus(count: int, seed: int) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Phase:
+    """One pass of maximum likelihood over its own freshly written corpus."""
+
+    steps: int
+    lr: float
+    mix: Mapping[str, float]
+    """Share of each level: hard ones are rare."""
+    skills: Mapping[str, float]
+    """Share of solving, of writing hints, and of solving with a hint."""
+    teacher: Teacher
+    hint_mix: Mapping[str, float] = field(default_factory=dict)
+    """Share of each level among hint skills; empty means as in `mix`."""
+
+
+LEARN = Phase(
+    steps=1800,
+    lr=2e-3,
+    mix={
+        "2x1": 0.07, "3x1": 0.08, "2x2": 0.12, "4x1": 0.10, "3x2": 0.16, "2x3": 0.12, "5x1": 0.07,
+        "6x1": 0.04, "4x2": 0.06, "3x3": 0.05, "5x2": 0.03, "4x3": 0.02, "countdown": 0.08,
+    },
+    skills={"solve": 0.84, "hint": 0.06, "hinted": 0.10},
+    teacher=Teacher(slip_offset=-4.5, written_only=0.22, wrong_countdown=0.4),
+)  # fmt: skip
+"""Learns the arithmetic and the format."""
+SETTLE = Phase(
+    steps=1000,
+    lr=1.2e-3,
+    mix={
+        "2x1": 0.05, "3x1": 0.07, "2x2": 0.14, "4x1": 0.09, "3x2": 0.18, "2x3": 0.12, "5x1": 0.07,
+        "6x1": 0.03, "4x2": 0.06, "3x3": 0.04, "5x2": 0.03, "4x3": 0.02, "countdown": 0.10,
+    },
+    skills={"solve": 0.64, "hint": 0.13, "hinted": 0.23},
+    teacher=Teacher(),
+    hint_mix={
+        "3x1": 0.05, "3x2": 0.10, "4x1": 0.10, "5x1": 0.10, "6x1": 0.15, "4x2": 0.15, "5x2": 0.20,
+        "3x3": 0.05, "4x3": 0.10,
+    },
+)  # fmt: skip
+"""Settles the teacher's habits and the use of hints."""
+
+
+def write_corpus(phase: Phase, count: int, seed: int) -> list[tuple[str, str]]:
     """Write `count` (question, completion) pairs on train expressions."""
-    rng, teacher, pairs = Random(seed), Teacher(), []
+    rng, pairs = Random(seed), []
     for index in track(range(count), description="corpus"):
-        level = rng.choices(list(MIX), list(MIX.values()))[0]
-        skill = rng.choices(list(SKILLS), list(SKILLS.values()))[0]
+        level = rng.choices(list(phase.mix), list(phase.mix.values()))[0]
+        skill = rng.choices(list(phase.skills), list(phase.skills.values()))[0]
+        if skill != "solve" and phase.hint_mix:
+            level = rng.choices(list(phase.hint_mix), list(phase.hint_mix.values()))[0]
         problem = problems.draw(level, address("corpus", seed, index), test=False)
-        pairs.append(example(problem, skill, rng, teacher))
+        pairs.append(example(problem, skill, rng, phase.teacher))
     return pairs
 
 
@@ -116,6 +157,19 @@ def train(model: Qwen3ForCausalLM, data: list[tuple[Tensor, Tensor]], lr: float)
                 flush=True,
             )
             recent = []
+
+
+def make_base(folder: Path, batch: int, seed: int, resume: bool) -> None:
+    """Train both phases; weights are saved (and so rounded to float16) after each."""
+    tokenizer, model = vocabulary.build_tokenizer(), build_model(seed)
+    if resume:
+        model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for index, phase in enumerate((LEARN, SETTLE)):
+        if resume and index == 0:
+            continue
+        rows = encode(write_corpus(phase, phase.steps * batch, seed + 1000 * index), tokenizer)
+        train(model, batches(rows, batch, seed), phase.lr)
+        save(model, tokenizer, folder)
 
 
 def save(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
@@ -237,24 +291,15 @@ def main() -> None:
     default = Path(__file__).parents[1] / "src/concordant/worlds/lm_arithmetic/base"
     parser.add_argument("--part", choices=("base", "scorer", "both"), default="both")
     parser.add_argument("--folder", type=Path, default=default)
-    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--scorer-steps", type=int, default=3000)
     parser.add_argument("--scorer-epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="skip the first phase, start from --folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part in ("base", "both"):
-        tokenizer, model = vocabulary.build_tokenizer(), build_model(options.seed)
-        rows = encode(write_corpus(options.steps * options.batch, options.seed), tokenizer)
-        train(model, batches(rows, options.batch, options.seed), options.lr)
-        save(model, tokenizer, options.folder)
-        print(
-            json.dumps(
-                {"parameters": sum(p.numel() for p in model.parameters()), "folder": str(options.folder)}
-            )
-        )
+        make_base(options.folder, options.batch, options.seed, options.resume)
     if options.part in ("scorer", "both"):
         make_scorer(options.folder, options.scorer_steps, options.scorer_epochs, options.seed)
 

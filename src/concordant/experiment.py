@@ -65,14 +65,16 @@ def build(
 
 
 def _own_arm(recipe: Recipe, arm: Arm, name: str, functions: tuple[Any, ...]) -> Arm:
-    """The arm with the user's rewards: the method function is called with their names."""
+    """The arm with the user's rewards: the method is called with their names; the first one is its main reward."""
     if name != next(iter(recipe.arms)):
         raise ConfigError(f"with your own model only the method itself runs; for a baseline use its recipe, e.g. {recipe.baseline}")
     names = tuple(as_reward(function).name for function in functions)
     if len(set(names)) < len(names):
         raise ConfigError(f"two rewards have the same name: {', '.join(names)}; rename one")
-    method = recipes.method(recipe.slug)
-    return dataclasses.replace(arm, chain=method(rewards=names), rewards=functions)
+    sampler = arm.sampler
+    if hasattr(sampler, "metric") and sampler.metric not in names:
+        sampler = dataclasses.replace(sampler, metric=names[0])
+    return dataclasses.replace(arm, chain=recipes.method(recipe.slug)(rewards=names), rewards=functions, sampler=sampler)
 
 
 def _set(experiment: Experiment, text: str) -> Experiment:
@@ -98,6 +100,9 @@ def _set(experiment: Experiment, text: str) -> Experiment:
 def check(experiment: Experiment) -> None:
     """Check every binding of the arm against the columns that world, rewards, probes and learners provide."""
     world, arm = make_world(experiment), experiment.arm
+    lacking = [need for need in getattr(arm.sampler, "needs", ()) if not hasattr(world, need)]
+    if lacking:
+        raise ConfigError(f"the sampler of {experiment.slug!r} needs {', '.join(lacking)}, which world {world.name!r} does not have")
     columns = {**LM_COLUMNS, **world.columns}
     for reward in arm.rewards:
         if isinstance(reward, str) and reward not in world.rewards:

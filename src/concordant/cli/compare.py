@@ -91,7 +91,7 @@ def show(result: dict[str, Any]) -> None:
         out.print(verdict_table(result))
     meters = ", ".join(f"{name} {value:.3g}" for name, value in result["failure_meters"].items())
     if meters:
-        out.print(f"failure meters at the start: {meters}", markup=False)
+        out.print(f"\nfailure meters at the start: {meters}", markup=False)
 
 
 def numbers(result: dict[str, Any]) -> Any:
@@ -99,13 +99,20 @@ def numbers(result: dict[str, Any]) -> Any:
     from concordant.comparison.results import mean_sd, metric_names
 
     names = metric_names(result)
+    several = len(result["seeds"]) > 1
     rows = []
     for arm, metrics in result["arms"].items():
         cells = [mean_sd(metrics.get(name, [])) for name in names]
-        rows.append((arm, *(f"{cell[0]:.3f} ± {cell[1]:.3f}" if cell else "failed" for cell in cells)))
-    seeds = ", ".join(map(str, result["seeds"]))
-    title = f"{result['slug']} on {result['world']}, profile {result['profile']}, seeds {seeds} (mean ± sd)"
+        rows.append((arm, *(_cell(cell, several) for cell in cells)))
+    seeds = ", ".join(map(str, result["seeds"])) + (" (mean ± sd)" if several else "")
+    title = f"{result['slug']} on {result['world']}, profile {result['profile']}, seed{'s' * several} {seeds}"
     return table(title, ("arm", *names), rows, right=names)
+
+
+def _cell(cell: tuple[float, float] | None, several: bool) -> str:
+    if cell is None:
+        return "failed"
+    return f"{cell[0]:.3f} ± {cell[1]:.3f}" if several else f"{cell[0]:.3f}"
 
 
 def verdict_table(result: dict[str, Any]) -> Any:

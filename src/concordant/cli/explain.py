@@ -55,6 +55,6 @@ def _short(value: Any) -> str:
         distinct = list(dict.fromkeys(map(_short, value)))
         few = ", ".join(distinct[:4]) + (", ..." if len(distinct) > 4 else "")
         return f"{len(value)} values: {few}"
-    if value is None:
+    if value is None or value != value:
         return "missing"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

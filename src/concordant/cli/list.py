@@ -29,7 +29,7 @@ def verb(
             each["slug"],
             each["kind"],
             each["world"],
-            each["baseline"],
+            each["baseline"] or "–",
             " → ".join(each["stages"]),
             _measured(each["result"]),
         )
@@ -49,7 +49,7 @@ def entry(recipe: Any, results: Path) -> dict[str, Any]:
         "title": recipe.title,
         "world": recipe.world,
         "stages": [*recipe.arm().chain.stages],
-        "baseline": recipe.baseline,
+        "baseline": recipe.baseline if recipe.baseline in recipe.arms else None,
         "controls": [*recipe.controls],
         "result": _result(recipe, results),
     }

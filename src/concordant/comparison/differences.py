@@ -19,7 +19,7 @@ def arm_changes(method: "Arm", arm: "Arm") -> list[Change]:
     for field in fields(method):
         if field.name in ("chain", "note"):
             continue
-        before, after = (_flat(_outline(getattr(each, field.name))) for each in (method, arm))
+        before, after = (_flat(outline(getattr(each, field.name))) for each in (method, arm))
         changes += [
             {
                 "part": field.name,
@@ -65,7 +65,7 @@ def sentence(change: Mapping[str, Any]) -> str:
     return f"{stage}: {what.removeprefix('option ')} {before} → {after}"
 
 
-def _outline(value: Any) -> Any:
+def outline(value: Any) -> Any:
     """Turn an arm's part into plain data; what has no plain form is named by its type."""
     try:
         return plain(value)

@@ -151,11 +151,13 @@ def run_all(
     if workers < 1:
         raise ConfigError(f"--jobs must be at least 1, got {workers}")
     tell = watch or (lambda job, status: None)
-    waiting, running, done = list(jobs), [], dict[Job, Outcome]()
+    waiting, done = list(jobs), dict[Job, Outcome]()
+    running: list[_Running] = []
     with _children_ended(running):
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(_start(waiting.pop(0)))
+                tell(running[-1].job, "running")
             time.sleep(0.2)
             for entry in list(running):
                 if entry.process.poll() is None:

@@ -1,21 +1,24 @@
 """A content hash of the code that a recipe's numbers depend on.
 
-It covers the source of the recipe's module and of everything of this package that its arms reach: kernels with the
-helpers they call, objective parts, samplers, probes and rewards, and the classes of these. The training loop, the
-policies and the worlds are not in it: they serve all recipes, and a change there that moves results is for the
-change log and a new board. A result whose hash differs from the present one is older than the code it measured.
+It covers the source of the recipe's module, the resolved arms, and the source of everything of this package that the
+arms reach: kernels with the helpers they call, objective parts, samplers, probes and rewards, and their classes. The
+training loop, the policies and the worlds are not in it: they serve all recipes, and a change there that moves results
+is for the change log and a new board. A result whose hash differs from the present one is older than its code.
 """
 
 import dataclasses
 import hashlib
 import inspect
+import json
 import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from concordant.comparison.differences import outline
+
 if TYPE_CHECKING:
-    from concordant.core.recipe import Recipe
+    from concordant.core.recipe import Arm, Recipe
 
 _PACKAGE = "concordant."
 _SKIPPED = ("concordant.core.", "concordant.worlds.", "concordant.policies.", "concordant.loops.")
@@ -23,13 +26,24 @@ _SKIPPED = ("concordant.core.", "concordant.worlds.", "concordant.policies.", "c
 
 def revision(recipe: "Recipe") -> str:
     """Return twelve hexadecimal digits that change when the code behind the recipe's results changes."""
-    sources = {f"recipe {recipe.slug}": _recipe_source(recipe)}
+    sources = {
+        f"recipe {recipe.slug}": _recipe_source(recipe),
+        "arms": json.dumps({name: _arm_data(arm) for name, arm in recipe.arms.items()}, sort_keys=True),
+    }
     for part in reached(recipe.arms):
         sources[f"{part.__module__}:{part.__qualname__}"] = _source(part)
     digest = hashlib.sha256()
     for name in sorted(sources):
         digest.update(f"{name}\n{sources[name]}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _arm_data(arm: "Arm") -> dict[str, Any]:
+    return {
+        field.name: outline(getattr(arm, field.name))
+        for field in dataclasses.fields(arm)
+        if field.name != "note"
+    }
 
 
 def _recipe_source(recipe: "Recipe") -> str:
@@ -49,8 +63,9 @@ def reached(root: Any) -> list[Any]:
         seen[id(value)] = value
         if isinstance(value, type | types.FunctionType):
             if _ours(value):
-                found[id(value)] = value
                 open_ends.extend(_named_by(value))
+                if "." not in value.__qualname__:  # a method's source is in its class's
+                    found[id(value)] = value
         else:
             open_ends.extend(_held_by(value))
     return list(found.values())

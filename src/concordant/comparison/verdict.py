@@ -114,12 +114,8 @@ def decide(interval: Interval, direction: str, margin: float) -> tuple[str, str]
 
 def paired_differences(arm: Sequence[float | None], versus: Sequence[float | None]) -> list[float]:
     """Return arm minus versus on the seeds where both were measured."""
-    pairs = zip(arm, versus, strict=True)
-    return [float(a) - float(b) for a, b in pairs if _measured(a) and _measured(b)]
-
-
-def _measured(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    pairs = [(a, b) for a, b in zip(arm, versus, strict=True) if a is not None and b is not None]
+    return [a - b for a, b in pairs if math.isfinite(a - b)]
 
 
 def judge(

@@ -100,7 +100,14 @@ def total(x: Tensor, cell: Tensor, cells: int) -> Tensor:
 
 def count(cell: Tensor, cells: int) -> Tensor:
     """Number of entries in each cell, int64, shape (cells)."""
+    if cells == 1:
+        return torch.full((1,), cell.numel(), device=cell.device)
     return torch.bincount(cell, minlength=cells)
+
+
+def at(values: Tensor, cell: Tensor) -> Tensor:
+    """Value of each entry's cell (a single cell is left to broadcast)."""
+    return values if values.numel() == 1 else values.index_select(0, cell)
 
 
 def least(x: Tensor, cell: Tensor, cells: int) -> Tensor:
@@ -120,9 +127,9 @@ def means(x: Tensor, cell: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and deviations from the mean; exact for equal values (an empty cell: 0 and NaN)."""
     n = count(cell, cells)
     low = least(x, cell, cells)
-    above = x - low.index_select(0, cell)
+    above = x - at(low, cell)
     shift = total(above, cell, cells) / n
-    return n, low + shift, above - shift.index_select(0, cell)
+    return n, low + shift, above.sub_(at(shift, cell))
 
 
 def moments(x: Tensor, cell: Tensor, cells: int, *, ddof: int = 1, unit: Tensor | None = None) -> Moments:
@@ -136,7 +143,7 @@ def moments(x: Tensor, cell: Tensor, cells: int, *, ddof: int = 1, unit: Tensor 
     used = size > 0
     value, home = value[used], home[used]
     n, mean, spread = means(value, home, cells)
-    return Moments(n, mean, _root(spread, home, n, ddof), x - mean.index_select(0, cell))
+    return Moments(n, mean, _root(spread, home, n, ddof), x - at(mean, cell))
 
 
 def _root(centred: Tensor, cell: Tensor, n: Tensor, ddof: int) -> Tensor:

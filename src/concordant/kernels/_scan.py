@@ -8,6 +8,7 @@ from torch import Tensor
 from concordant.kernels import _validate as check
 
 _BLOCK = 32
+_AT_ONCE = 1 << 20
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
@@ -49,7 +50,7 @@ class Layout(NamedTuple):
 
     def pack(self, x: Tensor) -> Tensor:
         """Bring the masked steps of each row to its front, in their order, and put 0 behind them."""
-        x = torch.where(self.mask, x.to(work_dtype(x)), 0.0)
+        x = torch.where(self.mask, x.to(work_dtype(x)), 0.0)  # always a copy
         if self.place is None:
             return x
         return x.new_zeros(x.shape[0], x.shape[1] + 1).scatter_(1, self.place, x)[:, :-1].contiguous()
@@ -68,12 +69,12 @@ def layout(mask: Tensor) -> Layout:
     return Layout(mask, torch.where(mask, mask.cumsum(1) - 1, mask.shape[1]))
 
 
-def scan_missing(kernel: str, x: Tensor, factor: float) -> Tensor:
-    """`reverse_scan` where a NaN makes its own step and all earlier steps missing; inf is refused."""
-    if bool(x.sum().isfinite()):
-        return reverse_scan(x, factor)
-    gone = x.isnan()
-    x = x.masked_fill(gone, 0.0)
-    check.finite(kernel, "a masked step", x)
-    behind = gone.flip(1).cumsum(1).flip(1) > 0
-    return reverse_scan(x, factor).masked_fill(behind, torch.nan)
+def scan_missing_(kernel: str, x: Tensor, factor: float) -> Tensor:
+    """`reverse_scan` in place, where a NaN makes its own step and all earlier steps missing; inf is refused."""
+    gone = None if bool(x.sum().isfinite()) else x.isnan()
+    if gone is not None:
+        x.masked_fill_(gone, 0.0)
+        check.finite(kernel, "a masked step", x)
+    for part in x.split(max(_AT_ONCE // max(x.shape[1], 1), 1)):  # blocks of rows that fit into a cache
+        part.copy_(reverse_scan(part, factor))
+    return x if gone is None else x.masked_fill_(gone.flip(1).cumsum(1).flip(1) > 0, torch.nan)

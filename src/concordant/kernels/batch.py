@@ -63,11 +63,15 @@ def batch_zscore(
         column = unit.reshape([-1] + [1] * (x.dim() - 1))
         judge = judge & (column >= 0)
         units = cells.number(unit)[0].reshape(column.shape).expand(x.shape)[judge]
-    values = x.detach()[judge].double()
+    whole_batch = bool(judge.all())
+    values = (x.detach().reshape(-1) if whole_batch else x.detach().masked_select(judge)).double()
     check.finite("batch_zscore", "x", values)
-    one = torch.zeros(values.numel(), dtype=torch.long, device=x.device)
+    one = torch.zeros(1, dtype=torch.long, device=x.device).expand(values.numel())
     whole = cells.moments(values, one, 1, ddof=ddof, unit=units)
     z = torch.where(whole.std > 0, whole.centred / cells.divisor(whole.std, eps, eps_at), 0.0)
-    out = torch.full_like(x, torch.nan, requires_grad=False)
-    out[judge] = z.to(x.dtype)
-    return out if mask is None else out.masked_fill(~mask, 0.0)
+    if whole_batch:
+        return z.to(x.dtype).reshape(x.shape)
+    outside = torch.full_like(x, torch.nan, requires_grad=False)
+    if mask is not None:
+        outside.masked_fill_(~mask, 0.0)
+    return outside.masked_scatter_(judge, z.to(x.dtype))

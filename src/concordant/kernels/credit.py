@@ -209,7 +209,7 @@ def to_go(
     check.alike("to_go", "x", x, "mask", mask)
     flat, chosen = _steps(x), _steps(mask)
     plan = scan.layout(chosen)
-    sums = scan.scan_missing("to_go", plan.pack(flat.detach()), gamma)
+    sums = scan.scan_missing_("to_go", plan.pack(flat.detach()), gamma)
     return plan.unpack(sums).to(x.dtype).reshape(x.shape)
 
 
@@ -306,8 +306,8 @@ def gae(
     value = plan.pack(values.detach())
     delta = plan.pack(rewards.detach()).sub_(value)
     delta[:, :-1].add_(value[:, 1:], alpha=gamma)
-    advantage = scan.scan_missing("gae", delta, gamma * lam)
-    returns = advantage + value
+    advantage = scan.scan_missing_("gae", delta, gamma * lam)
+    returns = value.add_(advantage)  # `pack` made both anew
     return GAE(plan.unpack(advantage).to(rewards.dtype), plan.unpack(returns).to(rewards.dtype))
 
 

@@ -272,6 +272,8 @@ def finish(run: Run) -> dict[str, Any]:
     run.curve.pop()
     run.records.finish()
     experiment = run.experiment
+    if experiment.policy.model:
+        run.policy.save_pretrained(run.folder / "policy")
     summary = {
         "slug": experiment.slug,
         "arm": experiment.arm_name,

@@ -1,19 +1,17 @@
-"""The decoding loop: each distinct prompt is read once, finished rows leave the batch, random numbers come by row."""
+"""The decoding loop: rows with the same prefix are computed once, finished rows leave, random numbers come by row."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from concordant.policies.logprob import Forward, chosen_logp
-
-SHRINK = 0.8  # compact the batch when at most this share of its rows is unfinished
+from concordant.policies.forward import Forward
+from concordant.policies.logprob import chosen_logp
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Sampled completions: ids, which of them are real (the end token included), and their log-probabilities, all (b s)."""
+    """Sampled completions (b s): ids, which of them are real (the end token included), log-probabilities."""
 
     tokens: Tensor
     mask: Tensor
@@ -33,43 +31,39 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probability = torch.softmax(logits.float() / temperature, -1)
-    total = probability.cumsum(-1, dtype=torch.float64)
+    total = torch.softmax(logits.float() / temperature, -1).cumsum(-1, dtype=torch.float64)
     place = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True).squeeze(-1)
     return place.clamp(max=logits.shape[-1] - 1)
 
 
-class Batch:
-    """The unfinished rows of a decoding loop, with their cache; it only ever shrinks."""
+class Prefixes:
+    """The distinct live prefixes of a decoding loop, one a slot, with their cache and the logits that follow each."""
 
-    def __init__(self, forward: Forward, tokens: Tensor, mask: Tensor, source: Tensor, room: int) -> None:
-        from transformers import DynamicCache
+    def __init__(self, forward: Forward, tokens: Tensor, mask: Tensor, rows: int, room: int) -> None:
+        self.forward = forward
+        self.cache = forward.new_cache(rows, room)
+        self.logits = forward.read(tokens, mask, self.cache)
+        self.width = tokens.shape[1]
+        self.position = mask.sum(1)
+        self.masks = forward.step_masks(mask, room)
 
-        self.forward, self.rows = forward, torch.arange(len(source), device=source.device)
-        self.cache: Any = DynamicCache(config=forward.model.config)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        logits = forward(tokens, forward.prefix_mask(mask), positions, 1, self.cache)
-        self.length = tokens.shape[1]
-        self.logits = logits[:, -1].index_select(0, source)
-        self.position = mask.sum(1).index_select(0, source)
-        seen = torch.nn.functional.pad(mask, (0, room), value=True)
-        self.seen = (seen if forward.own_mask else seen.long()).index_select(0, source)
-        self.padded = not (forward.own_mask and bool(mask.all()))
-        self.cache.batch_select_indices(source)
+    def step(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        """Continue the prefix in slot `parents[i]` by `tokens[i]`; return the slot of the result.
 
-    def step(self, tokens: Tensor) -> None:
-        """Feed one token a row."""
-        self.length += 1
-        mask = self.seen[:, : self.length] if self.padded else None
-        if mask is not None and self.forward.own_mask:
-            mask = mask[:, None, None]
-        self.logits = self.forward(tokens[:, None], mask, self.position[:, None], 1, self.cache)[:, -1]
+        Parents are sorted; a prefix may be continued several times, or be dropped.
+        """
+        slot = torch.arange(len(parents), device=parents.device)
+        if len(parents) != len(self.position) or not torch.equal(parents, slot):
+            slot = self.cache.branch(parents)
+            order = slot.argsort()
+            parents, tokens = parents[order], tokens[order]
+            self.position = self.position[parents]
+            self.masks = None if self.masks is None else self.masks[parents]
+        self.width += 1
+        mask = None if self.masks is None else self.masks[:, : self.width]
+        self.logits = self.forward.step(tokens, mask, self.position, self.cache)
         self.position = self.position + 1
-
-    def keep(self, index: Tensor) -> None:
-        """Drop all rows but these."""
-        self.rows, self.seen, self.position = self.rows[index], self.seen[index], self.position[index]
-        self.cache.batch_select_indices(index)
+        return slot
 
 
 def decode(
@@ -85,9 +79,9 @@ def decode(
 
     Args:
         forward: the model.
-        prompts: ids and mask of the distinct prompts, left-padded, each (distinct, q).
+        prompts: ids and mask of the distinct prompts, left-padded, each (u q).
         source: which prompt each row continues, int64 (b).
-        uniform: random numbers, float64 (b, s); their width is the longest completion.
+        uniform: random numbers, float64 (b s); their width is the longest completion.
         temperature: 0 is greedy, and log-probabilities are those at temperature 1 then.
         stops: ids that end a completion, int64 (e), possibly none.
         pad: id written after the end.
@@ -95,32 +89,23 @@ def decode(
     Returns:
         The completions, cut to the longest one. A row without an end token was cut off at the width.
     """
-    count, width = uniform.shape
-    tokens = torch.full((count, width), pad, device=source.device)
-    mask = torch.zeros((count, width), dtype=torch.bool, device=source.device)
-    logp = torch.zeros((count, width), device=source.device)
-    every = (
-        1 if source.device.type == "cpu" else 8
-    )  # how often the host waits for the device to count finished rows
+    tokens = torch.full(uniform.shape, pad, device=source.device)
+    mask = torch.zeros(uniform.shape, dtype=torch.bool, device=source.device)
+    logp = torch.zeros(uniform.shape, device=source.device)
+    rows = torch.arange(len(source), device=source.device)  # rows without an end token so far
     with torch.inference_mode():
-        batch = Batch(forward, *prompts, source, width)
-        done = torch.zeros(count, dtype=torch.bool, device=source.device)
-        for t in range(width):
-            chosen = choose(batch.logits, uniform[batch.rows, t], temperature)
-            value = chosen_logp(batch.logits, chosen, temperature or 1.0)
-            mask[batch.rows, t] = ~done
-            tokens[batch.rows, t] = chosen.masked_fill(done, pad)
-            logp[batch.rows, t] = value.masked_fill(done, 0.0)
-            done = done | (chosen[:, None] == stops).any(1)
-            if t + 1 == width:
+        prefixes = Prefixes(forward, *prompts, max(len(rows), len(prompts[0])), uniform.shape[1])
+        size = prefixes.logits.shape[-1]
+        for t in range(uniform.shape[1]):
+            logits = prefixes.logits[source]
+            chosen = choose(logits, uniform[rows, t], temperature)
+            tokens[rows, t], mask[rows, t] = chosen, True
+            logp[rows, t] = chosen_logp(logits, chosen, temperature or 1.0)
+            live = ~(chosen[:, None] == stops).any(1)
+            rows, following = rows[live], (source * size + chosen)[live]
+            if len(rows) == 0 or t + 1 == uniform.shape[1]:
                 break
-            if (t + 1) % every == 0:
-                left = (~done).nonzero()[:, 0]
-                if len(left) == 0:
-                    break
-                if len(left) <= SHRINK * len(done):
-                    batch.keep(left)
-                    chosen, done = chosen[left], done[left]
-            batch.step(chosen)
-    steps = max(int(mask.any(0).sum()), 1)
+            following, source = following.unique(return_inverse=True)
+            source = prefixes.step(following // size, following % size)[source]
+    steps = int(mask.any(0).sum())
     return Decoded(tokens[:, :steps], mask[:, :steps], logp[:, :steps])

@@ -13,8 +13,9 @@ from concordant.core.errors import CheckpointError, ConfigError, DataError, near
 from concordant.core.seeds import Rng
 from concordant.core.table import Table
 from concordant.policies.decode import Decoded, decode
+from concordant.policies.forward import Forward
 from concordant.policies.load import LoraOptions, add_lora, find_device, find_dtype, load_pretrained
-from concordant.policies.logprob import Forward, completion_logp
+from concordant.policies.logprob import completion_logp
 from concordant.policies.prompts import Prompts, encode, pad_id
 
 OWN_FIELDS = ("prompt", "completion")
@@ -55,8 +56,6 @@ class LMPolicy:
         self.forward = Forward(model)
         self.names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
         """Names of the weights that training moves; the state is made of these."""
-        self.temperature = 1.0
-        """Temperature of the latest `sample`, for tables that do not say their own."""
 
     @classmethod
     def from_pretrained(
@@ -108,9 +107,9 @@ class LMPolicy:
             first_id: id of the first row and of the first group.
 
         Returns:
-            Rows in task order, each task's group together: columns id, task, group, episode, prompt_tokens and prompt_mask
-            (b q, padded on the left), tokens, mask (the end token included) and logp (b s), temperature, keep, truncated;
-            fields prompt, completion (text without the end token) and those of the task.
+            Rows in task order, each task's group together: columns id, task, group, episode, keep, truncated, temperature
+            (b), prompt_tokens and prompt_mask (b q, padded on the left), tokens, mask (the end token included) and logp
+            (b s); fields prompt (as the model was given it), completion (text without the end token), those of the task.
         """
         if not tasks:
             raise DataError("sample needs at least one task")
@@ -118,7 +117,6 @@ class LMPolicy:
         group = torch.arange(len(tasks)).repeat_interleave(plan.group_size)
         ids = first_id + torch.arange(len(group))
         drawn = self._decode(prompts, prompts.of_task[group], rng.uniform(ids, plan.max_new_tokens), plan)
-        self.temperature = plan.temperature or 1.0
         task_ids = torch.tensor([task.id for task in tasks])
         columns = {
             "id": ("b", ids),
@@ -130,7 +128,7 @@ class LMPolicy:
             "tokens": ("b s", drawn.tokens),
             "mask": ("b s", drawn.mask),
             "logp": ("b s", drawn.logp),
-            "temperature": ("b", torch.full((len(ids),), self.temperature)),
+            "temperature": ("b", torch.full((len(ids),), plan.temperature or 1.0)),
             "keep": ("b", torch.ones(len(ids), dtype=torch.bool)),
             "truncated": ("b", ~self._ended(drawn)),
         }
@@ -194,22 +192,15 @@ class LMPolicy:
     def logp(self, table: Table) -> Tensor:
         """Return the log-probability of every sampled token, 0 outside `mask`, with graph.
 
-        The temperature is the table's column of that name, else that of the latest `sample`.
-
         Args:
-            table: columns prompt_tokens, prompt_mask (b q), tokens, mask (b s).
+            table: columns prompt_tokens, prompt_mask (b q), tokens, mask (b s) and temperature (b), as `sample` made them.
 
         Returns:
             float32, natural logarithm, shape (b s).
         """
         device = self.device
-        parts = [table[name].to(device) for name in ("prompt_tokens", "prompt_mask", "tokens", "mask")]
-        temperature: Tensor | float = self.temperature
-        if "temperature" in table:
-            values = table["temperature"]
-            same = table.rows > 0 and bool((values == values[0]).all())
-            temperature = float(values[0]) if same else values.to(device)
-        return completion_logp(self.forward, *parts, temperature)
+        columns = ("prompt_tokens", "prompt_mask", "tokens", "mask", "temperature")
+        return completion_logp(self.forward, *(table[name].to(device) for name in columns))
 
     def score(self, table: Table, *, tokens: int = 16384) -> Tensor:
         """Return `logp` without graph, in batches of similar length.
@@ -250,7 +241,7 @@ class LMPolicy:
         )
         model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in fixed})
         copied = type(self)(model, self.tokenizer)
-        copied.names, copied.temperature = self.names, self.temperature
+        copied.names = self.names
         for parameter in copied._moved().values():
             parameter.requires_grad_(False)
             parameter.grad = None

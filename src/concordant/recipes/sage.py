@@ -15,12 +15,13 @@ def sage(rewards: tuple[str, ...] = ("correct",), weights: tuple[float, ...] = (
 
 
 LOSS = PolicyGradient(term=part(clip_term, low=0.2, high=0.28))
-filtered = sage().insert("z", tied=stage(tied_groups, x="total"), mixed=keep(negate, x="tied"))
+CREDIT = sage()
+filtered = CREDIT.insert("z", tied=stage(tied_groups, x="total"), mixed=keep(negate, x="tied"))
 
 
-def arm(sampler: object = None, note: str = "", method: Chain | None = None, **train: int) -> Arm:
+def arm(sampler: object = None, note: str = "", method: Chain = CREDIT, **train: int) -> Arm:
     """All arms share reward and objective."""
-    return Arm(method or sage(), ("correct",), LOSS, sampler=sampler, note=note, train=train)
+    return Arm(method, ("correct",), LOSS, sampler=sampler, note=note, train=train)
 
 
 recipe = Recipe(

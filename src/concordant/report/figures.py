@@ -29,7 +29,7 @@ VERDICT_COLOURS = {
 }
 INK, FAINT = "#222222", "#d9d9d9"
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,

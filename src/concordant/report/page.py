@@ -148,7 +148,7 @@ def _differences(result: Result) -> list[dict[str, Any]]:
 
 def _samples(result: Result, folder: Path) -> list[dict[str, Any]]:
     """Return a few rollouts of the method and of its baseline, from the first seed's last stored step."""
-    wanted = [arm for arm in (result["slug"], result.get("baseline")) if arm in result["arms"]]
+    wanted = [str(arm) for arm in (result["slug"], result.get("baseline")) if arm in result["arms"]]
     found = []
     for arm in wanted or list(result["arms"])[:1]:
         run = Path(result.get("folders", {}).get(arm, folder / arm / f"seed{result['seeds'][0]}"))

@@ -12,6 +12,10 @@ from concordant.kernels import group_max, group_mean
 from concordant.samplers.base import Ask, Cost, Drawn, Scored, cost_of
 
 
+NEEDS = ("hint_prompt", "hinted_task", "parse_hints", "hint_leaks", "hint_tokens")
+"""What a world must offer for its policy to write hints."""
+
+
 def _write_hints(ask: Ask, writer: Any, tasks: Sequence[Any], rng: Rng) -> tuple[dict[int, dict[int, str]], Cost]:
     """Ask a model for three levels of hints for each task; one it fails to write, or that leaks the answer, is left out."""
     prompts = [replace(task, prompt=ask.world.hint_prompt(task)) for task in tasks]
@@ -61,6 +65,8 @@ class HintLadder:
     levels: int = 3
     writer: Literal["policy", "reference"] = "policy"
     context: Literal["hinted", "plain"] = "hinted"
+
+    needs: tuple[str, ...] = NEEDS
 
     @property
     def needs_reference(self) -> bool:
@@ -124,6 +130,7 @@ class HintSchedule:
     up: float = 0.1
     down: float = 0.35
     needs_reference: bool = False
+    needs: tuple[str, ...] = NEEDS
 
     def init(self) -> dict[str, Any]:
         """Level of every task seen so far."""

@@ -1,5 +1,6 @@
 """The user's own world: prompts from a JSONL file, the user's model, the user's reward functions."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -41,6 +42,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             f"{path} holds {len(rows)} prompts; at least 2 are needed (one is held out for evaluation)"
         )
     return rows
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(path: str) -> list[dict[str, Any]]:
+    return read_jsonl(Path(path))
 
 
 def _check_row(row: Any, before: list[dict[str, Any]], where: str) -> None:
@@ -114,7 +120,7 @@ class UserWorld:
             raise ConfigError(f"world.answer_pattern is no regular expression: {error}") from None
 
     def _rows(self, split: str) -> list[tuple[int, dict[str, Any]]]:
-        rows = list(enumerate(read_jsonl(Path(self.config.data))))
+        rows = list(enumerate(_read_once(self.config.data)))
         order = sorted(rows, key=lambda pair: address("held-out", json.dumps(pair[1]["prompt"])))
         cut = max(1, int(len(order) * self.config.held_out))
         held = {json.dumps(row["prompt"]) for _, row in order[:cut]}

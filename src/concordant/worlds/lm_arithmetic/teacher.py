@@ -27,13 +27,13 @@ class Teacher:
     """Growth of the log-odds of a slip per extra digit of the operands."""
     slip_terms: float = 1.3
     """Growth of the log-odds of a slip per extra term of the chain."""
-    slip_offset: float = -4.5
+    slip_offset: float = -5.0
     """Log-odds of a slip, before the ceiling, for two one-digit terms."""
-    written_only: float = 0.22
+    written_only: float = 0.35
     """Share of slips after which the trace goes on from the true value."""
     copies_key: float = 0.15
     """Share of wrong traces that end with the key all the same."""
-    wrong_countdown: float = 0.4
+    wrong_countdown: float = 0.2
     """Share of countdown traces that end in an expression of another value."""
     terse: float = 0.10
     direct: float = 0.02

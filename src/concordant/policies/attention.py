@@ -1,0 +1,84 @@
+"""An attention function for transformers models that lets rows share the positions they have in common.
+
+It is registered under its own name through `AttentionInterface` and computes what `sdpa` computes. Called with a
+`Layout`, the model's other layers see each distinct prefix once, and attention alone is laid out by rows.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "concordant"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the nodes of a prefix tree stand in rows: position t of a row is its prefix of t + 1 tokens."""
+
+    rows: Tensor
+    """Node at each position, int64 (b, l); anything after the end of a row."""
+    first: Tensor
+    """Flat position in `rows` that computes each node, int64 (n)."""
+    used: list[int] = field(default_factory=list)
+    """Layers that used the layout; a model that passes no options on to its attention would leave this empty."""
+
+
+def _by_rows(nodes: Tensor, layout: Layout) -> Tensor:
+    """Spread (1, heads, n, d) over rows: (b, heads, l, d)."""
+    _, heads, count, size = nodes.shape
+    flat = nodes.transpose(1, 2).reshape(count, heads * size)
+    rows = flat.index_select(0, layout.rows.reshape(-1))
+    return rows.view(*layout.rows.shape, heads, size).transpose(1, 2)
+
+
+def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+    layout.used.append(1)
+    spread = [_by_rows(x, layout) for x in (query, key, value)]
+    shared = query.shape[1] != key.shape[1]
+    rows = scaled_dot_product_attention(*spread, is_causal=True, scale=scaling, enable_gqa=shared)
+    heads, size = rows.shape[1], rows.shape[3]
+    flat = rows.transpose(1, 2).reshape(-1, heads * size)
+    return flat.index_select(0, layout.first).view(1, -1, heads, size)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: heads second in the arguments (b, heads, t, d), third in the result."""
+    if layout is not None:
+        return _packed(query, key, value, layout, scaling), None
+    if query.shape[2] == 1 and attention_mask is not None and query.shape[1] % key.shape[1] == 0:
+        # One new token: the query heads that share a key head stand where queries stand, so no key is copied.
+        rows, heads, _, size = query.shape
+        grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+        mixed = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+        return mixed.reshape(rows, 1, heads, size), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+
+
+def install(model: Any) -> bool:
+    """Make a model that runs on `sdpa` use this attention; return whether it does."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    if model.config._attn_implementation == NAME:
+        return True
+    if model.config._attn_implementation != "sdpa" or not getattr(
+        model, "_supports_attention_backend", False
+    ):
+        return False
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)

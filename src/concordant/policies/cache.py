@@ -1,0 +1,90 @@
+"""Key-value caches of a decoding loop whose set of live prefixes branches and shrinks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer in a buffer of `slots` rows and `room` further positions; the first rows are in use."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, slots: int, room: int) -> None:
+        super().__init__()
+        self.slots, self.room, self.length = slots, room, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers on the first call."""
+        size = key_states.shape[2] + self.room
+        for name, states in (("keys", key_states), ("values", value_states)):
+            setattr(self, name, states.new_empty(self.slots, states.shape[1], size, states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new positions of the rows in use; return all their positions."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, end = key_states.shape[0], self.length + key_states.shape[2]
+        self.keys[:rows, :, self.length : end] = key_states
+        self.values[:rows, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows; the two index tensors are disjoint."""
+        for states in (self.keys, self.values):
+            states[target, :, : self.length] = states[source, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset that a mask for the next call has."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Positions written so far."""
+        return self.length
+
+    def get_max_cache_shape(self) -> int:
+        """No limit that a model should know of."""
+        return -1
+
+
+class Slots(Cache):
+    """A cache that writes in place: a step copies one position a row, a branch one row, and an end at most one row."""
+
+    def __init__(self, layers: int, slots: int, room: int) -> None:
+        super().__init__(layers=[_SlotLayer(slots, room) for _ in range(layers)])
+
+    def branch(self, parents: Tensor) -> Tensor:
+        """Let row i continue row `parents[i]`; parents are sorted and may repeat. Return the slot of each new row.
+
+        The first child of a row stays in its slot where that lies among the first `len(parents)`; the others fill the gaps.
+        """
+        count = len(parents)
+        stays = parents < count
+        stays[1:] &= parents[1:] != parents[:-1]
+        free = torch.ones(count, dtype=torch.bool, device=parents.device)
+        free[parents[stays]] = False
+        target = free.nonzero()[:, 0]
+        slot = parents.clone()
+        slot[~stays] = target
+        if len(target):
+            source = parents[~stays]
+            for layer in self.layers:
+                layer.copy(source, target)
+        return slot
+
+
+class Selected(DynamicCache):
+    """The cache of transformers itself, for models with sliding windows or other kinds of layers."""
+
+    def branch(self, parents: Tensor) -> Tensor:
+        """Let row i continue row `parents[i]`. Return the slot of each new row: i."""
+        self.batch_select_indices(parents)
+        return torch.arange(len(parents), device=parents.device)

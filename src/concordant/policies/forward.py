@@ -1,0 +1,102 @@
+"""The ways a policy calls its model: packed, padded, and step by step with a cache."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from concordant.policies.attention import Layout, install
+
+
+class Forward:
+    """Calls one model with the arguments that it takes.
+
+    Models in which every layer attends to everything before (`packs`) use our attention function: prefixes are packed,
+    and the mask of a decoding loop is made once. All others get the usual 2D mask, and rows are padded.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        accepted = inspect.signature(inner.forward).parameters
+        self.positions = "position_ids" in accepted
+        self.keep = "logits_to_keep" in accepted
+        config = inner.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        windowed = kinds is None and getattr(config, "sliding_window", None)
+        full = not windowed and all(kind == "full_attention" for kind in kinds or ())
+        self.layers = int(config.num_hidden_layers)
+        self.packs = full and self.positions and install(inner)
+
+    def _call(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, **options: Any) -> Any:
+        if self.positions:
+            options["position_ids"] = positions
+        return self.model(input_ids=tokens, attention_mask=mask, **options)
+
+    def packed(self, tokens: Tensor, positions: Tensor, layout: Layout, keep: Tensor) -> Tensor:
+        """Return the logits (c, vocabulary) after the nodes `keep` of a prefix tree, with graph."""
+        ready = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)  # 4D: the model makes no mask
+        options: dict[str, Any] = {"use_cache": False, "layout": layout}
+        if self.keep:
+            options["logits_to_keep"] = keep
+        logits: Tensor = self._call(tokens[None], ready, positions[None], **options).logits[0]
+        if not layout.used:
+            raise RuntimeError(
+                f"{type(self.model).__name__} does not pass options on to its attention function"
+            )
+        return logits if self.keep else logits[keep]
+
+    def padded(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return all logits (b, l, vocabulary) of rows that start at column 0 and are padded at the end, with graph."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        logits: Tensor = self._call(tokens, mask.long(), positions, use_cache=False).logits
+        return logits
+
+    def new_cache(self, rows: int, room: int) -> Any:
+        """Return an empty cache for at most `rows` rows and `room` tokens after the prompt."""
+        from concordant.policies.cache import Selected, Slots
+
+        return Slots(self.layers, rows, room) if self.packs else Selected(config=self.model.config)
+
+    def read(self, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """Read left-padded prompts (u q) into the cache; return the logits (u, vocabulary) of the first new token."""
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        return self._cached(tokens, self._prompt_mask(mask), positions, cache)
+
+    def step(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        """Read one more token a row (b); `mask` is a piece of `step_masks`. Return logits (b, vocabulary)."""
+        if mask is not None and self.packs:
+            mask = mask[:, None, None]
+        return self._cached(tokens[:, None], mask, positions[:, None], cache)
+
+    def step_masks(self, mask: Tensor, room: int) -> Tensor | None:
+        """Return the mask (u, q + room) of a decoding loop, to be cut to what was read; None if nothing is hidden."""
+        if self.packs and bool(mask.all()):
+            return None
+        seen = torch.nn.functional.pad(mask, (0, room), value=True)
+        return self._added(seen) if self.packs else seen.long()
+
+    def _cached(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        options: dict[str, Any] = {"logits_to_keep": 1} if self.keep else {}
+        logits: Tensor = self._call(
+            tokens, mask, positions, past_key_values=cache, use_cache=True, **options
+        ).logits
+        return logits[:, -1]
+
+    def _prompt_mask(self, mask: Tensor) -> Tensor | None:
+        if not self.packs:
+            return mask.long()
+        if bool(mask.all()):
+            return None
+        t = torch.arange(mask.shape[1], device=mask.device)
+        seen = (t[:, None] >= t) & mask[:, None, :]
+        return self._added(seen | (t[:, None] == t))[
+            :, None
+        ]  # padding sees itself: an empty row would give NaN
+
+    def _added(self, seen: Tensor) -> Tensor:
+        """Turn a boolean mask into one that is added to the scores."""
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill(
+            ~seen, float("-inf")
+        )

@@ -1,0 +1,103 @@
+"""Every recipe: small, without arithmetic, with honest arms that differ only where they say."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+from concordant import recipes
+from concordant.core.check import check_chain
+from concordant.core.chain import Chain
+from concordant.core.edits import difference
+from concordant.core.errors import ConfigError
+from concordant.core.recipe import PROFILES
+from concordant.experiment import build
+
+SLUGS = recipes.slugs()
+SYSTEMS = [slug for slug in SLUGS if recipes.get(slug).kind == "system"]
+ARMS = [(slug, arm) for slug in SLUGS for arm in recipes.get(slug).arms]
+
+# Stages in which an arm's chain may differ from the method's, by recipe: what the sheet names, and nothing else.
+DECLARED = {
+    ("gdpo", "grpo"): {"z", "total", "whitened", "advantage", "*"},
+    ("gdpo", "grpo-no-std"): {"z", "total", "whitened", "advantage", "*"},
+    ("gdpo", "gdpo-no-whitening"): {"whitened", "advantage"},
+    ("gdpo", "gdpo-conditioned"): {"short_if_correct", "z"},
+    ("copo", "copo-zero"): {"local_weight"},
+    ("copo", "only-global"): set(),
+    ("grpo-care", "care-online"): set(),
+    ("grpo-care", "care-frozen"): set(),
+    ("prof", "grpo"): {"agreement", "chosen"},
+    ("prof", "random-balanced"): {"chosen"},
+    ("prof", "prof-correct"): {"chosen"},
+    ("prof", "blend"): {"agreement", "chosen", "quality", "total"},
+    ("sage", "grpo"): set(),
+    ("sage", "grpo-large"): set(),
+    ("sage", "fixed-hints"): set(),
+    ("sage", "sage-off-policy"): set(),
+    ("sage", "grpo-filter"): {"tied", "mixed"},
+}
+
+
+def test_the_systems_and_baselines_of_this_version_are_there() -> None:
+    assert {"gdpo", "copo", "grpo-care", "prof", "sage"} <= set(SYSTEMS)
+    assert {"grpo", "dr-grpo", "rloo", "reinforce-plus-plus", "dapo"} <= set(SLUGS) - set(SYSTEMS)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_recipe_is_short_and_holds_no_arithmetic(slug: str) -> None:
+    path = Path(str(importlib.import_module(f"concordant.recipes.{slug.replace('-', '_')}").__file__))
+    text = path.read_text()
+    assert len(text.splitlines()) <= 80
+    nodes = list(ast.walk(ast.parse(text)))
+    assert not [n for n in nodes if isinstance(n, ast.BinOp | ast.For | ast.While | ast.Lambda | ast.AugAssign)]
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_recipe_is_complete(slug: str) -> None:
+    recipe = recipes.get(slug)
+    assert recipe.slug == slug == next(iter(recipe.arms))
+    assert recipe.source
+    assert recipe.provenance, "defaults carry their provenance"
+    assert isinstance(recipes.method(slug)(), Chain)
+    if recipe.kind == "system":
+        assert recipe.controls and recipe.claims
+        assert all(claim.refuted_by for claim in recipe.claims)
+        assert recipe.baseline in recipe.arms
+        assert set(recipe.controls) - {"care-frozen"} <= set(recipe.arms_of("quick"))
+
+
+@pytest.mark.parametrize(("slug", "arm"), ARMS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_arm_binds_in_every_profile(slug: str, arm: str, profile: str) -> None:
+    experiment = build(slug, arm=arm, profile=profile)
+    assert experiment.train.steps <= (2 if profile == "smoke" else 400)
+
+
+@pytest.mark.parametrize(("slug", "arm"), DECLARED)
+def test_arms_differ_only_where_declared(slug: str, arm: str) -> None:
+    recipe = recipes.get(slug)
+    changes = difference(recipe.arm().chain, recipe.arm(arm).chain)
+    assert {change.stage for change in changes} == DECLARED[slug, arm]
+
+
+@pytest.mark.parametrize(("slug", "arm"), [pair for pair in ARMS if pair[0] in SYSTEMS])
+def test_arms_share_rewards_and_budget(slug: str, arm: str) -> None:
+    method, other = recipes.get(slug).arm(), recipes.get(slug).arm(arm)
+    assert method.rewards == other.rewards
+    assert set(other.train) <= {"group_size", "pool"}
+
+
+@pytest.mark.parametrize(("slug", "arm"), ARMS)
+def test_no_chain_has_findings(slug: str, arm: str) -> None:
+    streams = {c for s in recipes.get(slug).arm(arm).objective.streams for c in (s.advantage, s.weight, s.where)}
+    findings = [f for f in check_chain(recipes.get(slug).arm(arm).chain) if f.stage not in streams]
+    unread = {f.stage for f in findings if f.code == "unread-stage"}
+    assert [f for f in findings if f.code != "unread-stage"] == []
+    assert unread <= ({"z", "local", "local_weight", "overall_weight", "soft", "entropy"} if arm == "only-global" else set())
+
+
+def test_an_unknown_slug_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'gdpo'"):
+        recipes.get("gdpoo")
