@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 if TYPE_CHECKING:
     from concordant.core.recipe import Claim
@@ -37,6 +36,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> Interv
         (low, high), or None for fewer than two seeds: one seed says nothing about the spread. Equal differences give
         an interval of no width.
     """
+    from scipy import stats  # takes most of a second to import, and a single run needs none of it
+
     values = np.asarray(differences, dtype=np.float64)
     if values.size < 2:
         return None

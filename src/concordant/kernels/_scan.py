@@ -75,6 +75,7 @@ def scan_missing_(kernel: str, x: Tensor, factor: float) -> Tensor:
     if gone is not None:
         x.masked_fill_(gone, 0.0)
         check.finite(kernel, "a masked step", x)
-    for part in x.split(max(_AT_ONCE // max(x.shape[1], 1), 1)):  # blocks of rows that fit into a cache
-        part.copy_(reverse_scan(part, factor))
+    rows = max(_AT_ONCE // max(x.shape[1], 1), 1)  # as many as fit into a cache
+    for start in range(0, x.shape[0], rows):
+        x[start : start + rows] = reverse_scan(x[start : start + rows], factor)
     return x if gone is None else x.masked_fill_(gone.flip(1).cumsum(1).flip(1) > 0, torch.nan)

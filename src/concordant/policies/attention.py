@@ -35,9 +35,9 @@ def _by_rows(nodes: Tensor, layout: Layout) -> Tensor:
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
     layout.used.append(1)
-    spread = [_by_rows(x, layout) for x in (query, key, value)]
+    query, key, value = _by_rows(query, layout), _by_rows(key, layout), _by_rows(value, layout)
     shared = query.shape[1] != key.shape[1]
-    rows = scaled_dot_product_attention(*spread, is_causal=True, scale=scaling, enable_gqa=shared)
+    rows = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
     heads, size = rows.shape[1], rows.shape[3]
     flat = rows.transpose(1, 2).reshape(-1, heads * size)
     return flat.index_select(0, layout.first).view(1, -1, heads, size)

@@ -9,7 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer in a buffer of `slots` rows and `room` further positions; the first rows are in use."""
+    """Keys and values of one layer in a buffer of `slots` rows; the first rows are in use."""
 
     is_sliding = False
     is_compileable = False
@@ -64,7 +64,7 @@ class Slots(Cache):
     def branch(self, parents: Tensor) -> Tensor:
         """Let row i continue row `parents[i]`; parents are sorted and may repeat. Return the slot of each new row.
 
-        The first child of a row stays in its slot where that lies among the first `len(parents)`; the others fill the gaps.
+        The first child of a row stays in its slot if that lies among the first `len(parents)`; the others fill the gaps.
         """
         count = len(parents)
         stays = parents < count

@@ -107,9 +107,10 @@ class LMPolicy:
             first_id: id of the first row and of the first group.
 
         Returns:
-            Rows in task order, each task's group together: columns id, task, group, episode, keep, truncated, temperature
-            (b), prompt_tokens and prompt_mask (b q, padded on the left), tokens, mask (the end token included) and logp
-            (b s); fields prompt (as the model was given it), completion (text without the end token), those of the task.
+            Rows in task order, each task's group together: columns id, task, group, episode, keep, truncated and
+            temperature (b), prompt_tokens and prompt_mask (b q, padded on the left), tokens, mask (the end token
+            included) and logp (b s); fields prompt (as the model was given it), completion (text without the end
+            token), and those of the task.
         """
         if not tasks:
             raise DataError("sample needs at least one task")
@@ -193,7 +194,7 @@ class LMPolicy:
         """Return the log-probability of every sampled token, 0 outside `mask`, with graph.
 
         Args:
-            table: columns prompt_tokens, prompt_mask (b q), tokens, mask (b s) and temperature (b), as `sample` made them.
+            table: columns prompt_tokens, prompt_mask (b q), tokens, mask (b s), temperature (b), as `sample` made them.
 
         Returns:
             float32, natural logarithm, shape (b s).

@@ -83,9 +83,9 @@ def load_pretrained(source: str | Path, device: torch.device, dtype: torch.dtype
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:400]
         raise ConfigError(
-            f"cannot load a causal language model with its tokenizer from {source!r}: {reason} -- give a folder or hub "
-            "id with config.json, safetensors weights and tokenizer files (pickled weights and remote code are refused; "
-            "offline, a hub model must be in the local cache)"
+            f"cannot load a causal language model with its tokenizer from {source!r}: {reason} -- give a folder or "
+            "hub id with config.json, safetensors weights and tokenizer files (pickled weights and remote code are "
+            "refused; offline, a hub model must be in the local cache)"
         ) from None
     return model.to(device).eval(), tokenizer
 
