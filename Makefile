@@ -1,5 +1,6 @@
 # Two commands: `make demo` (method against baseline, with a verdict) and `make test` (lint, types, tests).
-# Both make their own environment in .venv, and a second run finds it there.
+# Both make their own environment in .venv, and a second run finds it there. A refuted claim is no failure of the demo;
+# a run that failed is.
 #
 #   PYTHON=python3.12    another interpreter (3.11 or newer)
 #   EXTRAS=dev           what `make test` installs beside the package; without trl,verl the parity tests are skipped
@@ -53,7 +54,8 @@ env: $(VENV)/.stamp-base
 env-test: $(VENV)/.stamp-test
 
 demo: env
-	@$(PY) -m concordant compare gdpo $(DEMO_ARGS) --jobs $(JOBS); code=$$?; [ $$code -le 1 ] || exit $$code
+	@$(PY) -m concordant compare gdpo $(DEMO_ARGS) --jobs $(JOBS); code=$$?; \
+	if [ $$code -eq 1 ] && grep -q '"failures": \[\]' runs/gdpo/result.json; then code=0; fi; exit $$code
 
 test: lint types unit
 
@@ -68,7 +70,7 @@ types: env-test
 
 unit: env-test
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 docs: env
 	@$(PY) scripts/make_docs.py

@@ -40,8 +40,9 @@ def build(
         profile: `smoke`, `quick` or `full`.
         seed: seed of all random streams.
         sets: overrides `key=value`; keys start with chain, objective, sampler, reference, train, world or policy.
-        model, data, rewards: the user's own model (folder or hub id), prompts (JSONL) and reward functions (callables or
-            `file.py:name`), instead of the recipe's world.
+        model: the user's own model (folder or hub id); with `data` and `rewards` it replaces the recipe's world.
+        data: the user's prompts (JSONL).
+        rewards: the user's reward functions (callables or `file.py:name`).
     """
     recipe = recipes.get(slug)
     chosen = recipe.arm(arm)
@@ -67,21 +68,27 @@ def build(
 def _own_arm(recipe: Recipe, arm: Arm, name: str, functions: tuple[Any, ...]) -> Arm:
     """The arm with the user's rewards: the method is called with their names; the first one is its main reward."""
     if name != next(iter(recipe.arms)):
-        raise ConfigError(f"with your own model only the method itself runs; for a baseline use its recipe, e.g. {recipe.baseline}")
+        raise ConfigError(
+            f"with your own model only the method itself runs; for a baseline use its recipe, e.g. {recipe.baseline}"
+        )
     names = tuple(as_reward(function).name for function in functions)
     if len(set(names)) < len(names):
         raise ConfigError(f"two rewards have the same name: {', '.join(names)}; rename one")
     sampler = arm.sampler
     if hasattr(sampler, "metric") and sampler.metric not in names:
         sampler = dataclasses.replace(sampler, metric=names[0])
-    return dataclasses.replace(arm, chain=recipes.method(recipe.slug)(rewards=names), rewards=functions, sampler=sampler)
+    return dataclasses.replace(
+        arm, chain=recipes.method(recipe.slug)(rewards=names), rewards=functions, sampler=sampler
+    )
 
 
 def _set(experiment: Experiment, text: str) -> Experiment:
     key, value = parse_override(text)
     root, _, rest = key.partition(".")
     if root not in _ROOTS or not rest:
-        raise ConfigError(f"unknown key {key!r}; keys start with one of {', '.join(_ROOTS)}; {nearest(root, _ROOTS)}")
+        raise ConfigError(
+            f"unknown key {key!r}; keys start with one of {', '.join(_ROOTS)}; {nearest(root, _ROOTS)}"
+        )
     sources = {**experiment.sources, key: "set"}
     if root in ("train", "policy"):
         changed = {root: override(getattr(experiment, root), rest, value, path=root)}
@@ -93,7 +100,9 @@ def _set(experiment: Experiment, text: str) -> Experiment:
         part = getattr(experiment.arm, root)
         if part is None:
             raise ConfigError(f"{key!r}: the arm {experiment.arm_name!r} has no {root}")
-        changed = {"arm": dataclasses.replace(experiment.arm, **{root: override(part, rest, value, path=root)})}
+        changed = {
+            "arm": dataclasses.replace(experiment.arm, **{root: override(part, rest, value, path=root)})
+        }
     return dataclasses.replace(experiment, sources=sources, **changed)
 
 
@@ -102,11 +111,15 @@ def check(experiment: Experiment) -> None:
     world, arm = make_world(experiment), experiment.arm
     lacking = [need for need in getattr(arm.sampler, "needs", ()) if not hasattr(world, need)]
     if lacking:
-        raise ConfigError(f"the sampler of {experiment.slug!r} needs {', '.join(lacking)}, which world {world.name!r} does not have")
+        raise ConfigError(
+            f"the sampler of {experiment.slug!r} needs {', '.join(lacking)}, which world {world.name!r} does not have"
+        )
     columns = {**LM_COLUMNS, **world.columns}
     for reward in arm.rewards:
         if isinstance(reward, str) and reward not in world.rewards:
-            raise ConfigError(f"world {world.name!r} has no reward {reward!r}; {nearest(reward, world.rewards)}")
+            raise ConfigError(
+                f"world {world.name!r} has no reward {reward!r}; {nearest(reward, world.rewards)}"
+            )
         columns[reward if isinstance(reward, str) else as_reward(reward).name] = "b"
     for part in (*arm.probes, *(learner.provides for learner in arm.learners)):
         columns |= part if isinstance(part, dict) else part.columns

@@ -105,7 +105,9 @@ def test_keep_false_equals_leaving_the_row_out(arm: Arm) -> None:
     same({n: v[stays] for n, v in marked.items()}, outcome(arm.chain, table.take(~out)))
     for name in ("advantage", "local", "overall"):
         if name in marked:
-            assert not (marked[name][~stays].nan_to_num() != 0).any(), f"{name} of a row that is out trains something"
+            assert not (marked[name][~stays].nan_to_num() != 0).any(), (
+                f"{name} of a row that is out trains something"
+            )
 
 
 def test_a_missing_reward_has_no_advantage_and_moves_only_rows_it_may(arm: Arm) -> None:

@@ -227,7 +227,9 @@ def test_rule_11_row_mixing_is_read_off_the_signature() -> None:
 
 
 def test_rule_12_named_tuples_make_dotted_columns() -> None:
-    made = chain(s=stage(split, x="r"), both=stage(weighted_sum, x=("s.low", "s.high"))).run(table(r=[-1.0, 2.0]))
+    made = chain(s=stage(split, x="r"), both=stage(weighted_sum, x=("s.low", "s.high"))).run(
+        table(r=[-1.0, 2.0])
+    )
     assert made["s.low"].tolist() == [-1.0, 0.0]
     assert made["both"].tolist() == [-1.0, 2.0]
     with pytest.raises(ChainError, match=r"makes: s.low, s.high"):
@@ -289,8 +291,22 @@ def test_table_checks_sizes_and_names() -> None:
 
 
 def test_concat_pads_what_is_not_there() -> None:
-    a = Table.of({"mask": ("b s", torch.ones(1, 2).bool()), "q": ("b q", torch.tensor([[7]])), "v": ("b n", torch.ones(1, 1))}, {"f": ["x"]})
-    b = Table.of({"mask": ("b s", torch.ones(1, 3).bool()), "q": ("b q", torch.tensor([[8, 9]])), "v": ("b n", torch.ones(1, 2))}, {"f": ["y"]})
+    a = Table.of(
+        {
+            "mask": ("b s", torch.ones(1, 2).bool()),
+            "q": ("b q", torch.tensor([[7]])),
+            "v": ("b n", torch.ones(1, 1)),
+        },
+        {"f": ["x"]},
+    )
+    b = Table.of(
+        {
+            "mask": ("b s", torch.ones(1, 3).bool()),
+            "q": ("b q", torch.tensor([[8, 9]])),
+            "v": ("b n", torch.ones(1, 2)),
+        },
+        {"f": ["y"]},
+    )
     both = Table.concat([a, b])
     assert both["mask"].tolist() == [[True, True, False], [True, True, True]]
     assert both["q"].tolist() == [[-1, 7], [8, 9]]

@@ -38,7 +38,9 @@ def test_wrong_overrides_teach(text: str, message: str) -> None:
 
 
 def test_right_overrides_are_used_and_their_source_recorded() -> None:
-    e = build("gdpo", sets=["chain.z.eps=1e-6", "objective.term.high=0.3", "train.lr=3e-4", 'world.levels=["2x1"]'])
+    e = build(
+        "gdpo", sets=["chain.z.eps=1e-6", "objective.term.high=0.3", "train.lr=3e-4", 'world.levels=["2x1"]']
+    )
     assert e.arm.chain.stages["z"].options["eps"] == 1e-6
     assert e.arm.objective.term.options["high"] == 0.3
     assert e.train.lr == 3e-4
@@ -69,7 +71,7 @@ def test_recipes_refuse_claims_about_arms_that_do_not_exist() -> None:
 def test_nonsense_cannot_be_built() -> None:
     with pytest.raises(ConfigError, match="decay"):
         Reference("ema", decay=1.5)
-    with pytest.raises(ConfigError, match="train.temperature"):
+    with pytest.raises(ConfigError, match=r"train.temperature"):
         TrainConfig(temperature=0.0)
 
 

@@ -33,7 +33,10 @@ def lambda_free(mask: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-lambda_free.__annotations__ = {"mask": spread.__annotations__["mask"], "return": spread.__annotations__["return"]}
+lambda_free.__annotations__ = {
+    "mask": spread.__annotations__["mask"],
+    "return": spread.__annotations__["return"],
+}
 
 
 def test_without_and_difference_name_the_rewired_reader() -> None:
@@ -61,7 +64,7 @@ def test_rewire_refuses_unknown_parameters() -> None:
 def test_through_sends_all_readers_through_a_new_stage() -> None:
     gated = BASE.through("short", short_if_correct=stage(multiply_gate, x="short", gate="correct"))
     assert gated.stages["z"].reads["x"] == ("correct", "short_if_correct")
-    assert list(gated.stages)[0] == "short_if_correct"
+    assert next(iter(gated.stages)) == "short_if_correct"
     with pytest.raises(ChainError, match="does not read 'short'"):
         BASE.through("short", w=stage(batch_zscore, x="correct"))
     with pytest.raises(ChainError, match="no stage reads it"):
@@ -77,7 +80,9 @@ def test_explain_lists_inputs_and_values_of_every_stage() -> None:
         }
     )
     c = chain(
-        total=stage(weighted_sum, x=("correct",)), z=stage(group_zscore, x="total", eps=0.0), advantage=stage(spread, x="z")
+        total=stage(weighted_sum, x=("correct",)),
+        z=stage(group_zscore, x="total", eps=0.0),
+        advantage=stage(spread, x="z"),
     )
     steps = explain(c, c.run(t), 1)
     assert [s.stage for s in steps] == ["total", "z", "advantage"]

@@ -22,7 +22,10 @@ def test_streams_steps_and_seeds_are_apart() -> None:
 
 def test_the_address_is_stable_across_processes_and_versions() -> None:
     assert address("a", 1) == -4522502111639797375
-    assert Rng(7, "stream", 3).uniform(torch.tensor([0, 1])).tolist() == [0.7544016497295531, 0.3177546799206936]
+    assert Rng(7, "stream", 3).uniform(torch.tensor([0, 1])).tolist() == [
+        0.7544016497295531,
+        0.3177546799206936,
+    ]
 
 
 def test_numbers_are_uniform_and_independent() -> None:

@@ -26,7 +26,13 @@ POINTS = 10
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("tiny")
     data, rewards = make_data(folder)
-    sets = ["train.max_new_tokens=8", "train.steps=5", "train.save_every=2", "train.updates=2", "train.log_rollouts=8"]
+    sets = [
+        "train.max_new_tokens=8",
+        "train.steps=5",
+        "train.save_every=2",
+        "train.updates=2",
+        "train.log_rollouts=8",
+    ]
     return build("gdpo", profile="smoke", model=str(make_model(folder)), data=data,
                  rewards=(f"{rewards}:correct", f"{rewards}:digits"), sets=sets)  # fmt: skip
 
@@ -96,7 +102,7 @@ def test_a_finished_run_is_returned_and_another_configuration_refused(
     before = (folder / "summary.json").read_bytes()
     assert train(experiment, folder) == json.loads(before)
     other = dataclasses.replace(experiment, seed=1)
-    with pytest.raises(CheckpointError, match="another configuration.*--fresh"):
+    with pytest.raises(CheckpointError, match=r"another configuration.*--fresh"):
         train(other, folder)
     assert (folder / "summary.json").read_bytes() == before
 
@@ -109,7 +115,9 @@ def test_a_truncated_checkpoint_is_refused_with_advice(experiment: Experiment, t
     states = checkpoint.checkpoints(folder / "state")
     content = states[-1].read_bytes()
     states[-1].write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=rf"{states[-1].name} is damaged.*delete it to resume from {states[-2].name}"):
+    with pytest.raises(
+        CheckpointError, match=rf"{states[-1].name} is damaged.*delete it to resume from {states[-2].name}"
+    ):
         train(experiment, folder)
     altered = bytearray(content)
     altered[-3] ^= 1
@@ -121,5 +129,5 @@ def test_a_truncated_checkpoint_is_refused_with_advice(experiment: Experiment, t
 def test_an_unwritable_run_folder_is_named(experiment: Experiment, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(CheckpointError, match="cannot write to the run folder.*--out"):
+    with pytest.raises(CheckpointError, match=r"cannot write to the run folder.*--out"):
         train(experiment, blocked / "run")

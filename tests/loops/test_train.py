@@ -31,7 +31,12 @@ SETS = ("train.max_new_tokens=6", "train.steps=4", "train.lr=0.01", "train.warmu
 def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("own")
     data, rewards = make_data(folder)
-    return {"model": str(make_model(folder)), "data": data, "rewards": (f"{rewards}:digits",), "profile": "smoke"}
+    return {
+        "model": str(make_model(folder)),
+        "data": data,
+        "rewards": (f"{rewards}:digits",),
+        "profile": "smoke",
+    }
 
 
 def with_arm(experiment: Experiment, **changes: Any) -> Experiment:
@@ -62,7 +67,9 @@ def test_reference_schedules(own: dict[str, Any], tmp_path: Path) -> None:
     assert all(torch.equal(start[name], w) for name, w in run.reference.state_dict().items())
     assert distance(run) > 0
 
-    run = started(with_arm(base, probes=probes, reference=Reference("ema", decay=0.75, every=2)), tmp_path / "ema")
+    run = started(
+        with_arm(base, probes=probes, reference=Reference("ema", decay=0.75, every=2)), tmp_path / "ema"
+    )
     run.advance()
     assert all(torch.equal(start[name], w) for name, w in run.reference.state_dict().items())
     run.advance()
@@ -137,7 +144,11 @@ def minus(x: Any, value: Any) -> Any:
     return x - value
 
 
-minus.__annotations__ = {"x": spread.__annotations__["x"], "value": spread.__annotations__["x"], "return": spread.__annotations__["x"]}
+minus.__annotations__ = {
+    "x": spread.__annotations__["x"],
+    "value": spread.__annotations__["x"],
+    "return": spread.__annotations__["x"],
+}
 
 
 def test_a_learner_writes_columns_learns_and_resumes(own: dict[str, Any], tmp_path: Path) -> None:
@@ -201,7 +212,14 @@ def test_gradient_that_is_not_finite_stops_before_the_update(own: dict[str, Any]
 def test_rollouts_on_disk_restore_the_table(own: dict[str, Any], tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    train(build("gdpo", sets=SETS, **{**own, "rewards": (*own["rewards"], own["rewards"][0].replace("digits", "correct"))}), tmp_path)
+    train(
+        build(
+            "gdpo",
+            sets=SETS,
+            **{**own, "rewards": (*own["rewards"], own["rewards"][0].replace("digits", "correct"))},
+        ),
+        tmp_path,
+    )
     rows = [row for row in pq.read_table(tmp_path / "rollouts.parquet").to_pylist() if row["step"] == 1]
     table = as_table(rows)
     assert table.axes("z") == ("k", "b")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from concordant.core.chain import part
 from concordant.core.errors import ChainError
+from concordant.core.seeds import Rng
 from concordant.core.table import Table
 from concordant.kernels import (
     cispo_term,
@@ -27,7 +28,6 @@ from concordant.kernels import (
     whole_sequence_ratio,
 )
 from concordant.loops.update import backward, mini_batches
-from concordant.core.seeds import Rng
 from concordant.objectives import PolicyGradient, Stream
 from concordant.objectives.policy_gradient import micro_batches
 
@@ -38,7 +38,9 @@ class Bigram:
     """A policy with a real graph: logits depend on the previous token."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.weight = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.weight = torch.randn(
+            VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         self.weight.requires_grad_(True)
         self.rows_seen = 0
 
@@ -115,7 +117,12 @@ def test_skipping_merging_and_micro_batches_leave_the_gradient_unchanged(name: s
 def test_rows_that_differ_anywhere_are_not_merged() -> None:
     table = rollouts()
     work = OBJECTIVES["clip"].prepare(table)
-    unique = len({(int(p), tuple(t.tolist()), float(a[0])) for p, t, a in zip(table["prompt_tokens"], table["tokens"], table["advantage"], strict=True)})
+    unique = len(
+        {
+            (int(p), tuple(t.tolist()), float(a[0]))
+            for p, t, a in zip(table["prompt_tokens"], table["tokens"], table["advantage"], strict=True)
+        }
+    )
     assert work.merged().mask.shape[0] == unique
     total = work.weights.sum()
     assert work.merged().weights.sum() == pytest.approx(float(total))
@@ -179,7 +186,9 @@ def test_all_tied_gives_loss_and_gradient_zero_without_a_forward_pass() -> None:
     assert (log["loss"], log["rows_forward"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(("term", "ratio"), itertools.product((clip_term, dual_clip_term, plain_term), (token_ratio,)))
+@pytest.mark.parametrize(
+    ("term", "ratio"), itertools.product((clip_term, dual_clip_term, plain_term), (token_ratio,))
+)
 def test_the_first_step_is_reinforce(term: Any, ratio: Any) -> None:
     table, policy, plain = rollouts(), Bigram(), Bigram()
     table = table.with_columns({"logp": ("b s", policy.logp(table).detach())})
@@ -207,4 +216,4 @@ def test_mini_batches_follow_row_ids() -> None:
     parts = [sorted(p["id"].tolist()) for p in mini_batches(table, 3, Rng(1))]
     shuffled = [sorted(p["id"].tolist()) for p in mini_batches(table.take(order), 3, Rng(1))]
     assert parts == shuffled
-    assert sorted(sum(parts, [])) == list(range(table.rows))
+    assert sorted(itertools.chain(*parts)) == list(range(table.rows))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from concordant import recipes
-from concordant.core.check import check_chain
 from concordant.core.chain import Chain
+from concordant.core.check import check_chain
 from concordant.core.edits import difference
 from concordant.core.errors import ConfigError
 from concordant.core.recipe import PROFILES
@@ -51,7 +51,9 @@ def test_a_recipe_is_short_and_holds_no_arithmetic(slug: str) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 80
     nodes = list(ast.walk(ast.parse(text)))
-    assert not [n for n in nodes if isinstance(n, ast.BinOp | ast.For | ast.While | ast.Lambda | ast.AugAssign)]
+    assert not [
+        n for n in nodes if isinstance(n, ast.BinOp | ast.For | ast.While | ast.Lambda | ast.AugAssign)
+    ]
 
 
 @pytest.mark.parametrize("slug", SLUGS)
@@ -91,11 +93,15 @@ def test_arms_share_rewards_and_budget(slug: str, arm: str) -> None:
 
 @pytest.mark.parametrize(("slug", "arm"), ARMS)
 def test_no_chain_has_findings(slug: str, arm: str) -> None:
-    streams = {c for s in recipes.get(slug).arm(arm).objective.streams for c in (s.advantage, s.weight, s.where)}
+    streams = {
+        c for s in recipes.get(slug).arm(arm).objective.streams for c in (s.advantage, s.weight, s.where)
+    }
     findings = [f for f in check_chain(recipes.get(slug).arm(arm).chain) if f.stage not in streams]
     unread = {f.stage for f in findings if f.code == "unread-stage"}
     assert [f for f in findings if f.code != "unread-stage"] == []
-    assert unread <= ({"z", "local", "local_weight", "overall_weight", "soft", "entropy"} if arm == "only-global" else set())
+    assert unread <= (
+        {"z", "local", "local_weight", "overall_weight", "soft", "entropy"} if arm == "only-global" else set()
+    )
 
 
 def test_an_unknown_slug_names_the_nearest() -> None:

@@ -75,7 +75,10 @@ class Hinting:
 
 def ask(*prompts: str, size: int = 4, answers: Sequence[str] = ()) -> Ask:
     given = list(answers) or ["a"] * len(prompts)
-    tasks = [Task(100 + i, prompt, {"answer": answer}) for i, (prompt, answer) in enumerate(zip(prompts, given, strict=True))]
+    tasks = [
+        Task(100 + i, prompt, {"answer": answer})
+        for i, (prompt, answer) in enumerate(zip(prompts, given, strict=True))
+    ]
     extra = iter(range(1000))
 
     def draw(count: int) -> list[Task]:
@@ -117,7 +120,9 @@ def test_ladder_trace_of_the_sheet() -> None:
     policy = Scripted({"q1": 4, "q0+h2": 1}, [])
     drawn = HintLadder()(ask("q0", "q1"), policy, score, Rng(), {})
     assert policy.asked == ["q0", "q1", "hint for q0", "q0+h1", "q0+h2"]
-    by_group = {int(g): sorted(drawn.rows["hint_level"][drawn.rows["group"] == g].unique().tolist()) for g in (0, 1)}
+    by_group = {
+        int(g): sorted(drawn.rows["hint_level"][drawn.rows["group"] == g].unique().tolist()) for g in (0, 1)
+    }
     assert by_group == {0: [2.0], 1: [0.0]}
     assert drawn.rows.rows == 8
     assert sorted(drawn.rows["id"].tolist()) == list(range(8))
@@ -171,13 +176,16 @@ def test_hints_of_the_start_come_from_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "levels"), [(HintSchedule(up=0.1, down=0.35), (1, 0, 3, 2)), (HintSchedule(up=0.35, down=1.0), (1, 1, 3, 3))]
+    ("schedule", "levels"),
+    [(HintSchedule(up=0.1, down=0.35), (1, 0, 3, 2)), (HintSchedule(up=0.35, down=1.0), (1, 1, 3, 3))],
 )
 def test_light_schedule_of_the_sheet(schedule: HintSchedule, levels: tuple[int, ...]) -> None:
     visits = zip((0, 1, 3, 2), (0.0, 0.5, 0.0, 0.2), strict=True)
     assert tuple(schedule.next_level(level, rate) for level, rate in visits) == levels
     swapped = replace(schedule, up=schedule.down, down=schedule.up)
-    assert swapped.next_level(0, 0.0) == schedule.next_level(0, 0.0), "thresholds in the wrong order are swapped"
+    assert swapped.next_level(0, 0.0) == schedule.next_level(0, 0.0), (
+        "thresholds in the wrong order are swapped"
+    )
 
 
 def test_light_remembers_levels_per_task() -> None:

@@ -19,9 +19,11 @@ def table(*completions: str) -> Table:
 
 
 def flaky(completion: str, answer: str) -> object:
-    return {"ok": 1.0, "none": None, "nan": math.nan, "inf": math.inf, "text": "1.0", "raise": 1}[completion] if (
-        completion != "raise"
-    ) else 1 / 0
+    return (
+        {"ok": 1.0, "none": None, "nan": math.nan, "inf": math.inf, "text": "1.0", "raise": 1}[completion]
+        if (completion != "raise")
+        else 1 / 0
+    )
 
 
 def test_every_failure_is_missing_with_its_reason() -> None:
@@ -50,7 +52,9 @@ def test_fields_are_passed_by_name_and_an_unknown_one_names_the_nearest() -> Non
 
 
 def test_trl_style_functions_run_unchanged() -> None:
-    def trl(prompts: list[str], completions: list[str], answer: list[str], **kwargs: object) -> list[float | None]:
+    def trl(
+        prompts: list[str], completions: list[str], answer: list[str], **kwargs: object
+    ) -> list[float | None]:
         assert kwargs["completion_ids"] == [[0, 1], [2, 3]]
         return [float(len(c)) if c != "skip" else None for c in completions]
 
@@ -86,7 +90,9 @@ def test_a_reward_that_fails_on_everything_stops_but_one_that_abstains_does_not(
     def abstains(completion: str) -> None:
         return None
 
-    with pytest.raises(RewardError, match=r"failed on all 2 rollouts; the first: raised RuntimeError: judge 503"):
+    with pytest.raises(
+        RewardError, match=r"failed on all 2 rollouts; the first: raised RuntimeError: judge 503"
+    ):
         score(table("a", "b"), [as_reward(broken)])
     assert score(table("a", "b"), [as_reward(abstains)]).table["abstains"].isnan().all()
 

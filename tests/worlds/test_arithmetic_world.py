@@ -108,7 +108,7 @@ def test_tokenizer_round_trip_and_chat_template():
             for text in (
                 task.fields["question"],
                 task.fields["reference"],
-                WORLD.hint_prompt(task)[0]["content"],
+                WORLD.hint_prompt(task),
             ):
                 ids = tokenizer(text)["input_ids"]
                 assert tokenizer.decode(ids) == text
@@ -197,6 +197,7 @@ def test_step_scorer_scores_steps_and_nothing_else():
     assert scores.shape == table["turn"].shape
     assert torch.equal(~scores.isnan(), table["turn"])
     assert ((scores >= 0) & (scores <= 1))[table["turn"]].all()
+    assert torch.equal(WORLD.scorers["step_score"](table).nan_to_num(), scores.nan_to_num())
     order = torch.tensor([3, 0, 4, 2, 1])
     torch.testing.assert_close(scorer.score(table.take(order)), scores[order], equal_nan=True)
     wider = Table.concat([table.take(torch.tensor([3])), table.take(torch.tensor([0]))])
@@ -207,7 +208,7 @@ def test_step_scorer_scores_steps_and_nothing_else():
 
 def test_hints():
     task = make_task(Problem("5x1", (1, 2, 3, 4, 5), ("+", "+", "-", "+")), "1+2+3-4+5")
-    assert WORLD.hint_prompt(task)[0]["content"] == "hint 1+2+3-4+5 solution 1+2=3;3+3=6;6-4=2;2+5=7"
+    assert WORLD.hint_prompt(task) == "hint 1+2+3-4+5 solution 1+2=3;3+3=6;6-4=2;2+5=7"
     hints = WORLD.parse_hints("1:3|2:3 6|3:3 6 2")
     assert hints == {1: "3", 2: "3 6", 3: "3 6 2"}
     assert not any(WORLD.hint_leaks(hint, task.fields["answer"]) for hint in hints.values())

@@ -26,7 +26,10 @@ GOOD = json.dumps({"prompt": "1+2=", "answer": "3"})
     [
         ((GOOD, "{oops"), r"line 2: not JSON"),
         ((GOOD, "[1]"), r"line 2: expected an object with a `prompt`, got list"),
-        ((GOOD, json.dumps({"answer": "3"})), r"line 2: expected an object with a `prompt`, got \['answer'\]"),
+        (
+            (GOOD, json.dumps({"answer": "3"})),
+            r"line 2: expected an object with a `prompt`, got \['answer'\]",
+        ),
         ((GOOD, json.dumps({"prompt": "", "answer": "3"})), r"line 2: `prompt` must be"),
         ((GOOD, json.dumps({"prompt": [{"role": "user"}], "answer": "3"})), r"line 2: `prompt` must be"),
         ((GOOD, json.dumps({"prompt": "x"})), r"line 2: fields \['prompt'\] differ"),
@@ -42,14 +45,14 @@ def test_bad_data_names_the_line(tmp_path: Path, lines: tuple[str, ...], message
 def test_missing_files_and_functions(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data file"):
         read_jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(RewardError, match="no file 'r.py'"):
+    with pytest.raises(RewardError, match=r"no file 'r.py'"):
         load_reward("r.py:f")
     with pytest.raises(RewardError, match="no file"):
         load_reward("correct")
     file = write(tmp_path / "r.py", "def correct(completion):", "    return 1.0")
     with pytest.raises(RewardError, match="did you mean 'correct'"):
         load_reward(f"{file}:corect")
-    with pytest.raises(RewardError, match="importing .* failed: ModuleNotFoundError"):
+    with pytest.raises(RewardError, match=r"importing .* failed: ModuleNotFoundError"):
         load_reward(f"{write(tmp_path / 'bad.py', 'import nothing_like_this')}:f")
 
 
@@ -69,7 +72,9 @@ def test_answers_are_compared_by_text(tmp_path: Path) -> None:
 
     world = UserWorld(UserConfig(), "m", {})
     texts = ["<answer> 3 </answer>", "so \\boxed{3}", "<answer>4</answer>", "no idea"]
-    ids = world.annotate(Table.of({"id": ("b", torch.arange(4))}, {"completion": texts}))["answer_id"].tolist()
+    ids = world.annotate(Table.of({"id": ("b", torch.arange(4))}, {"completion": texts}))[
+        "answer_id"
+    ].tolist()
     assert ids[0] == ids[1] != ids[2]
     assert ids[3] == 0
     with pytest.raises(ConfigError, match="no regular expression"):
@@ -114,7 +119,7 @@ def test_prompts_longer_than_the_window_and_groups_of_one(tmp_path: Path) -> Non
     data, rewards = make_data(tmp_path)
     model = str(make_model(tmp_path / "model", window=16))
     own = {"model": model, "data": data, "rewards": (f"{rewards}:correct",), "profile": "smoke"}
-    with pytest.raises(ConcordantError, match="window|positions"):
+    with pytest.raises(ConcordantError, match=r"window|positions"):
         train(build("grpo", sets=["train.max_new_tokens=14"], **own), tmp_path / "long")
     one = build("grpo", sets=["train.max_new_tokens=4", "train.group_size=1"], **own)
     summary = train(one, tmp_path / "one")
@@ -142,7 +147,7 @@ def test_a_broken_reward_stops_the_run_and_leaves_no_summary(tmp_path: Path) -> 
     write(tmp_path / "r.py", "def broken(completion):", "    return {}['x']")
     e = build("grpo", profile="smoke", model=str(make_model(tmp_path / "model")), data=data,
               rewards=(f"{tmp_path / 'r.py'}:broken",), sets=["train.max_new_tokens=4"])  # fmt: skip
-    with pytest.raises(RewardError, match="failed on all .* KeyError"):
+    with pytest.raises(RewardError, match=r"failed on all .* KeyError"):
         train(e, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not list((tmp_path / "run").rglob("*.tmp"))

@@ -30,6 +30,7 @@ def verb(
     json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Train one arm on one seed; leaves configuration, metrics, rollouts and a checkpoint in the run folder."""
+    prepare_process(own_model=bool(model))
     from concordant import recipes
     from concordant.core.errors import ConfigError
     from concordant.experiment import build
@@ -52,6 +53,21 @@ def verb(
     folder = out / slug / (arm or slug) / f"seed{seed}"
     summary = execute(recipe, experiment, folder, fresh)
     emit(summary) if json else _print(summary, folder)
+
+
+def prepare_process(own_model: bool) -> None:
+    """Set what must be set before torch is imported.
+
+    The shipped models are so small that a second thread costs more than it brings, and bits depend on the number of
+    threads: one, unless the user's environment says otherwise. One's own model gets torch's default.
+    """
+    import os
+    import sys
+
+    if not own_model:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def execute(recipe: Any, experiment: Any, folder: Path, fresh: bool) -> dict[str, Any]:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Axes = tuple[str, ...]
 
 
-def bind(name: str, stage: "Stage", schema: Schema) -> tuple[dict[str, Axes], dict[str, bool], dict[str, Axes]]:
+def bind(
+    name: str, stage: "Stage", schema: Schema
+) -> tuple[dict[str, Axes], dict[str, bool], dict[str, Axes]]:
     """Check every binding of a stage; return the axes of its inputs, which are mapped over `k`, what `*e` means."""
     axes: dict[str, Axes] = {}
     mapped: dict[str, bool] = {}
@@ -24,10 +26,14 @@ def bind(name: str, stage: "Stage", schema: Schema) -> tuple[dict[str, Axes], di
         spec = stage.signature.arrays[parameter]
         for column in names_of(columns):
             if column not in schema:
-                raise ChainError(f"stage {name!r}: no column {column!r} for {parameter!r}; {nearest(column, schema)}")
+                raise ChainError(
+                    f"stage {name!r}: no column {column!r} for {parameter!r}; {nearest(column, schema)}"
+                )
         found = {schema[column] for column in names_of(columns)}
         if len(found) > 1:
-            raise ChainError(f"stage {name!r}: {columns} differ in axes {sorted(found)}; only equal ones can be stacked")
+            raise ChainError(
+                f"stage {name!r}: {columns} differ in axes {sorted(found)}; only equal ones can be stacked"
+            )
         given = found.pop() if isinstance(columns, str) else ("k", *found.pop())
         mapped[parameter] = given[:1] == ("k",) and "k" not in spec.dims
         axes[parameter] = given[1:] if mapped[parameter] else given
@@ -47,7 +53,9 @@ def output_axes(name: str, stage: "Stage", schema: Schema) -> dict[str, Axes]:
     extra = ("k",) if any(mapped.values()) else ()
     made = {column: extra + spec.fill(rest) for column, spec in stage.outputs(name).items()}
     if stage.keeps and made[name] != ("b",):
-        raise ChainError(f"keep stage {name!r} makes [{' '.join(made[name])}]; `keep` needs one boolean a row, [b]")
+        raise ChainError(
+            f"keep stage {name!r} makes [{' '.join(made[name])}]; `keep` needs one boolean a row, [b]"
+        )
     return made
 
 
@@ -77,7 +85,9 @@ def call_stage(name: str, stage: "Stage", table: Table, context: "Context", stat
     return torch.stack(each), None
 
 
-def _call(stage: "Stage", arrays: dict[str, Tensor], axes: dict[str, Axes], given: dict[str, Any], table: Table) -> Any:
+def _call(
+    stage: "Stage", arrays: dict[str, Tensor], axes: dict[str, Axes], given: dict[str, Any], table: Table
+) -> Any:
     if stage.signature.takes_valid:
         given = {**given, "valid": _valid(arrays, axes, table)}
         arrays = {p: v.masked_fill(v.isnan(), 0.0) if v.is_floating_point() else v for p, v in arrays.items()}
@@ -88,7 +98,11 @@ def _valid(arrays: dict[str, Tensor], axes: dict[str, Axes], table: Table) -> Te
     """`keep` AND nothing bound is missing, in the shape of the first array (pairs: `keep` at both ends)."""
     first = next(iter(arrays))
     like = axes[first]
-    kept = table["keep"] if "keep" in table else torch.ones(table.rows, dtype=torch.bool, device=arrays[first].device)
+    kept = (
+        table["keep"]
+        if "keep" in table
+        else torch.ones(table.rows, dtype=torch.bool, device=arrays[first].device)
+    )
     if "p" in like:
         valid = _align(kept[table["left"]] & kept[table["right"]], ("p",), like)
     else:
@@ -96,7 +110,10 @@ def _valid(arrays: dict[str, Tensor], axes: dict[str, Axes], table: Table) -> Te
     for parameter, values in arrays.items():
         if values.is_floating_point():
             valid = valid & _align(~values.isnan(), axes[parameter], like)
-        elif values.dtype != torch.bool and axes[parameter][-1] in ("b", "p"):  # ids; -1 in `segment` means outside
+        elif values.dtype != torch.bool and axes[parameter][-1] in (
+            "b",
+            "p",
+        ):  # ids; -1 in `segment` means outside
             valid = valid & _align(values >= 0, axes[parameter], like)
     return valid.expand(arrays[first].shape).clone()
 
@@ -119,7 +136,9 @@ def add_columns(table: Table, name: str, stage: "Stage", value: Any) -> Table:
             size != table.sizes.get(axis, size) for axis, size in zip(letters, made.shape, strict=True)
         )
         if wrong:
-            raise ChainError(f"stage {name!r}: {column!r} should be [{' '.join(letters)}], got shape {tuple(made.shape)}")
+            raise ChainError(
+                f"stage {name!r}: {column!r} should be [{' '.join(letters)}], got shape {tuple(made.shape)}"
+            )
     made_columns = {column: (letters, v) for (column, letters), v in zip(axes.items(), values, strict=True)}
     if stage.keeps:
         before = table["keep"] if "keep" in table else torch.ones_like(values[0])

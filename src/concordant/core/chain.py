@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -11,9 +11,16 @@ from concordant.core.binder import add_columns, call_stage, output_axes
 from concordant.core.edits import Editable
 from concordant.core.errors import ChainError, nearest
 from concordant.core.seeds import Progress, Rng
-from concordant.core.signature import ArraySpec, Columns, Schema, Signature, kernel_name, names_of, signature_of
+from concordant.core.signature import (
+    ArraySpec,
+    Columns,
+    Schema,
+    Signature,
+    kernel_name,
+    names_of,
+    signature_of,
+)
 from concordant.core.table import Table
-
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Part:
         return signature_of(self.kernel)
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
+        """Call the kernel with these options."""
         return self.kernel(*arrays, **named, **self.options)
 
 
@@ -56,7 +64,9 @@ class Stage(Part):
     def __post_init__(self) -> None:
         super().__post_init__()
         returns = self.signature.returns
-        if self.keeps and not (isinstance(returns, ArraySpec) and returns.kind == "Bool" and returns.dims[0] == "b"):
+        if self.keeps and not (
+            isinstance(returns, ArraySpec) and returns.kind == "Bool" and returns.dims[0] == "b"
+        ):
             raise ChainError(f"keep({kernel_name(self.kernel)}): a keep stage must return Bool[Tensor, 'b']")
 
     @property
@@ -93,9 +103,13 @@ def _make(kernel: Callable[..., Any], arguments: Mapping[str, Any], keeps: bool)
     for name, value in arguments.items():
         if name not in signature.parameters:
             made = "the binder makes it from `keep` and what is missing" if name == "valid" else None
-            raise ChainError(f"{signature.name} has no parameter {name!r}; {made or nearest(name, signature.parameters)}")
+            raise ChainError(
+                f"{signature.name} has no parameter {name!r}; {made or nearest(name, signature.parameters)}"
+            )
         if name in signature.arrays and not (value and isinstance(value, str | tuple)):
-            raise ChainError(f"{signature.name}: {name!r} takes a column name or a tuple of names, got {value!r}")
+            raise ChainError(
+                f"{signature.name}: {name!r} takes a column name or a tuple of names, got {value!r}"
+            )
     options = {name: value for name, value in arguments.items() if name in signature.options}
     return Stage(kernel, options, {n: v for n, v in arguments.items() if n in signature.arrays}, keeps)
 
@@ -121,7 +135,9 @@ class Chain(Editable):
         for name, stage_ in self.stages.items():
             for column in stage_.columns_read:
                 if column in later and column not in made:
-                    raise ChainError(f"stage {name!r} reads {column!r} before it is made; put {column!r} first")
+                    raise ChainError(
+                        f"stage {name!r} reads {column!r} before it is made; put {column!r} first"
+                    )
                 owner = column.split(".")[0]
                 if column not in made and owner in self.stages:
                     fields = ", ".join(self.stages[owner].outputs(owner))
@@ -137,7 +153,11 @@ class Chain(Editable):
 
     def init(self) -> dict[str, Any]:
         """Return the starting state of every stateful stage."""
-        return {name: s.kernel.init() for name, s in self.stages.items() if "state" in s.signature.context.values()}
+        return {
+            name: cast(Any, s.kernel).init()
+            for name, s in self.stages.items()
+            if "state" in s.signature.context.values()
+        }
 
     def schema(self, base: Schema) -> dict[str, tuple[str, ...]]:
         """Return the axes of every column after the chain, given those of the table; checks every binding."""
@@ -146,7 +166,9 @@ class Chain(Editable):
             axes = output_axes(name, stage_, known)
             for column in axes:
                 if column in known:
-                    raise ChainError(f"stage {name!r} would overwrite the column {column!r}; give the stage another name")
+                    raise ChainError(
+                        f"stage {name!r} would overwrite the column {column!r}; give the stage another name"
+                    )
             known.update(axes)
         return known
 
@@ -164,7 +186,9 @@ class Chain(Editable):
     def run(self, table: Table, context: Context | None = None) -> Table:
         """Run a chain without state of its own; return the table with the columns of all stages."""
         if context is None and self.init():
-            raise ChainError(f"stages {sorted(self.init())} keep state; use apply(table, context) and carry the state on")
+            raise ChainError(
+                f"stages {sorted(self.init())} keep state; use apply(table, context) and carry the state on"
+            )
         return self.apply(table, context)[0]
 
 
@@ -174,4 +198,3 @@ def chain(**stages: Stage) -> Chain:
         if not isinstance(value, Stage):
             raise ChainError(f"{name!r} is {value!r}; make it with stage(kernel, ...) or keep(kernel, ...)")
     return Chain(stages)
-

@@ -28,16 +28,21 @@ def check_chain(chain: "Chain") -> list[Finding]:
     read = {column.split(".")[0] for s in chain.stages.values() for column in s.columns_read}
     finals = {"advantage", "weight"}
     for name, stage in chain.stages.items():
-        before = set().union(*(upstream.get(c.split(".")[0], set()) for c in names_of(stage.inputs.get("x", ()))))
+        before = set().union(
+            *(upstream.get(c.split(".")[0], set()) for c in names_of(stage.inputs.get("x", ())))
+        )
         mine = set(before)
         if kernel_name(stage.kernel) in NORMALISERS:
             over = str(stage.inputs.get("group"))
             twice = [other for other, group in before if group == over]
             if twice:
-                message = f"{kernel_name(stage.kernel)} normalises over {over!r} again what {twice[0]!r} already normalised"
+                again = f"normalises over {over!r} again what {twice[0]!r} already normalised"
+                message = f"{kernel_name(stage.kernel)} {again}"
                 findings.append(Finding("double-normalisation", name, message))
             mine.add((name, over))
         upstream[name] = mine
         if name not in read | finals and not stage.keeps and name != list(chain.stages)[-1]:
-            findings.append(Finding("unread-stage", name, f"no stage reads {name!r}; only an objective stream could"))
+            findings.append(
+                Finding("unread-stage", name, f"no stage reads {name!r}; only an objective stream could")
+            )
     return findings

@@ -33,7 +33,9 @@ def override(target: Any, key: str, value: Any, *, path: str = "") -> Any:
     here = f"{path}.{head}" if path else head
     if isinstance(target, Chain):
         _known(head, target.stages, here)
-        return dataclasses.replace(target, stages={**target.stages, head: override(target.stages[head], rest, value, path=here)})
+        return dataclasses.replace(
+            target, stages={**target.stages, head: override(target.stages[head], rest, value, path=here)}
+        )
     if isinstance(target, Part):
         options = target.signature.options
         _known(head, options, here)
@@ -67,13 +69,21 @@ def _fit(value: Any, annotation: Any, path: str) -> Any:
     try:
         return pydantic.TypeAdapter(annotation).validate_python(value)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{path}: {value!r} does not fit; expected {_type_name(annotation)} ({error.errors()[0]['msg']})") from None
+        raise ConfigError(
+            f"{path}: {value!r} does not fit; expected {_type_name(annotation)} ({error.errors()[0]['msg']})"
+        ) from None
     except pydantic.errors.PydanticSchemaGenerationError:
-        raise ConfigError(f"{path} cannot be set from the command line; its parts can be, e.g. {path}.<name>") from None
+        raise ConfigError(
+            f"{path} cannot be set from the command line; its parts can be, e.g. {path}.<name>"
+        ) from None
 
 
 def _type_name(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)) if not typing.get_args(annotation) else str(annotation)
+    return (
+        getattr(annotation, "__name__", str(annotation))
+        if not typing.get_args(annotation)
+        else str(annotation)
+    )
 
 
 def plain(value: Any) -> Any:
@@ -83,7 +93,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, Part):
         return {"kernel": kernel_name(value.kernel), "options": plain(all_options(value))}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if not f.name.startswith("_")}
+        fields = {
+            f.name: plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not f.name.startswith("_")
+        }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}

@@ -1,4 +1,4 @@
-"""Edits of a chain (each gives a new chain), the difference of two chains as data, and the explanation of a row's credit."""
+"""Edits of a chain, the difference of two chains as data, and the explanation of a row's credit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from concordant.core.table import Table
 
 
-def _substitute(columns: str | tuple[str, ...], old: str, new: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def _substitute(
+    columns: str | tuple[str, ...], old: str, new: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
     """Replace one column reference; a tuple put in place of a member of a tuple is spliced in."""
     if isinstance(columns, str):
         return new if columns == old else columns
@@ -46,7 +48,9 @@ class Editable:
         arrays = signature_of(kernel).arrays
         lost = [parameter for parameter in stage.reads if parameter not in arrays]
         if lost:
-            raise ChainError(f"swap({name!r}): {kernel_name(kernel)} has no parameter {lost[0]!r} to bind {stage.reads[lost[0]]!r}")
+            raise ChainError(
+                f"swap({name!r}): {kernel_name(kernel)} has no parameter {lost[0]!r} to bind {stage.reads[lost[0]]!r}"
+            )
         return self._with({**self.stages, name: replace(stage, kernel=kernel, options=options)})
 
     def without(self, name: str) -> Self:
@@ -59,11 +63,18 @@ class Editable:
             if not made & set(reader.columns_read):
                 continue
             if source is not None and made == {name}:
-                rest[other] = replace(reader, reads={p: _substitute(c, name, source) for p, c in reader.inputs.items()})
+                rest[other] = replace(
+                    reader, reads={p: _substitute(c, name, source) for p, c in reader.inputs.items()}
+                )
                 continue
-            if any(isinstance(c, str) and c in made or c == (name,) for c in reader.inputs.values()):
-                raise ChainError(f"without({name!r}): it has no `x` that {other!r} could read instead; rewire {other!r} first")
-            left = {p: c if isinstance(c, str) else tuple(n for n in c if n not in made) for p, c in reader.inputs.items()}
+            if any((isinstance(c, str) and c in made) or c == (name,) for c in reader.inputs.values()):
+                raise ChainError(
+                    f"without({name!r}): it has no `x` that {other!r} could read instead; rewire {other!r} first"
+                )
+            left = {
+                p: c if isinstance(c, str) else tuple(n for n in c if n not in made)
+                for p, c in reader.inputs.items()
+            }
             rest[other] = replace(reader, reads=left)
         return self._with(rest)
 
@@ -76,7 +87,9 @@ class Editable:
             items.append((name, stage))
         taken = [name for name in stages if name in self.stages]
         if taken:
-            raise ChainError(f"insert: the chain already has a stage {taken[0]!r}; give the new one another name")
+            raise ChainError(
+                f"insert: the chain already has a stage {taken[0]!r}; give the new one another name"
+            )
         return self._with(dict(items))
 
     def rewire(self, name: str, /, **reads: str | tuple[str, ...]) -> Self:
@@ -84,7 +97,9 @@ class Editable:
         stage = self._stage(name)
         for parameter in reads:
             if parameter not in stage.signature.arrays:
-                raise ChainError(f"rewire({name!r}): no array parameter {parameter!r}; {nearest(parameter, stage.signature.arrays)}")
+                raise ChainError(
+                    f"rewire({name!r}): no array parameter {parameter!r}; {nearest(parameter, stage.signature.arrays)}"
+                )
         return self._with({**self.stages, name: replace(stage, reads={**stage.reads, **reads})})
 
     def through(self, column: str, **stages: "Stage") -> Self:
@@ -96,9 +111,12 @@ class Editable:
             raise ChainError(f"through({column!r}): the stage {new!r} does not read {column!r}")
         readers = [name for name, s in self.stages.items() if column in s.columns_read]
         if not readers:
-            raise ChainError(f"through({column!r}): no stage reads it; {nearest(column, [c for s in self.stages.values() for c in s.columns_read])}")
+            read = [c for s in self.stages.values() for c in s.columns_read]
+            raise ChainError(f"through({column!r}): no stage reads it; {nearest(column, read)}")
         edited = {
-            name: replace(s, reads={p: _substitute(c, column, new) for p, c in s.inputs.items()}) if name in readers else s
+            name: replace(s, reads={p: _substitute(c, column, new) for p, c in s.inputs.items()})
+            if name in readers
+            else s
             for name, s in self.stages.items()
         }
         return self._with(edited).insert(readers[0], **stages)
@@ -174,7 +192,7 @@ def explain(chain: "Chain", table: "Table", row: int) -> list[Step]:
         inputs = {column: _at_row(table, column, row) for column in dict.fromkeys(stage.columns_read)}
         values = {column: _at_row(table, column, row) for column in stage.outputs(name)}
         summary = (stage.kernel.__doc__ or "").strip().splitlines()
-        value = values[name] if name in values else values
+        value = values.get(name, values)
         steps.append(Step(name, kernel_name(stage.kernel), summary[0] if summary else "", inputs, value))
     return steps
 
@@ -182,7 +200,12 @@ def explain(chain: "Chain", table: "Table", row: int) -> list[Step]:
 def as_data(chain: "Chain") -> dict[str, Any]:
     """Return a chain as plain data: kernel, resolved options, columns read."""
     return {
-        name: {"kernel": kernel_name(s.kernel), "options": all_options(s), "reads": s.inputs, "keeps": s.keeps}
+        name: {
+            "kernel": kernel_name(s.kernel),
+            "options": all_options(s),
+            "reads": s.inputs,
+            "keeps": s.keeps,
+        }
         for name, s in chain.stages.items()
     }
 

@@ -54,10 +54,18 @@ class TrainConfig:
     pool: int = 0
     """Draw training prompts from a fixed pool of this many, in turn (0: fresh prompts every step)."""
     token_budget: int = 0
-    """Stop when this many tokens were sampled for training (0: no limit); makes arms with costly samplers comparable."""
+    """Stop when this many tokens were sampled for training (0: no limit); makes costly samplers comparable."""
 
     def __post_init__(self) -> None:
-        positive = ("prompts", "group_size", "max_new_tokens", "epochs", "updates", "micro_batch", "eval_every")
+        positive = (
+            "prompts",
+            "group_size",
+            "max_new_tokens",
+            "epochs",
+            "updates",
+            "micro_batch",
+            "eval_every",
+        )
         for name in (*positive, "save_every", "eval_prompts", "eval_samples", "final_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
@@ -72,7 +80,8 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Reference:
     """The reference model: `fixed` copy of the start, `ema` (moves `1 - decay` towards the policy every `every` steps),
-    or `each_table` (a fresh copy before each table)."""
+    or `each_table` (a fresh copy before each table).
+    """
 
     kind: Literal["fixed", "ema", "each_table"] = "fixed"
     decay: float = 0.995
@@ -136,7 +145,9 @@ class Recipe:
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = {claim.arm or next(iter(self.arms)) for claim in self.claims} | {c.versus for c in self.claims}
+        names = {claim.arm or next(iter(self.arms)) for claim in self.claims} | {
+            c.versus for c in self.claims
+        }
         for name in (*sorted(names), *self.controls, *self.quick_arms):
             self.arm(name)
         for profile in self.profiles:
@@ -185,7 +196,9 @@ def train_config(recipe: Recipe, profile: str, arm: Arm) -> tuple[TrainConfig, d
     for source, layer in layers.items():
         for key, value in layer.items():
             if key not in TrainConfig.__dataclass_fields__:
-                raise ConfigError(f"{recipe.slug}: no training option {key!r}; {nearest(key, TrainConfig.__dataclass_fields__)}")
+                raise ConfigError(
+                    f"{recipe.slug}: no training option {key!r}; {nearest(key, TrainConfig.__dataclass_fields__)}"
+                )
             values[key] = value
             sources[key] = source
     return TrainConfig(**values), sources

@@ -34,7 +34,10 @@ class ArraySpec:
         if len(fixed) == len(self.dims):
             return axes == self.dims
         head = self.dims[:-1]
-        return axes[: len(head)] == head and rest.setdefault(self.dims[-1], axes[len(head) :]) == axes[len(head) :]
+        return (
+            axes[: len(head)] == head
+            and rest.setdefault(self.dims[-1], axes[len(head) :]) == axes[len(head) :]
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ def _returns(name: str, annotation: Any) -> ArraySpec | dict[str, ArraySpec]:
         annotation = typing.get_args(annotation)[0]
     spec = _array_spec(annotation, True)
     if spec is None:
-        raise ChainError(f"kernel {name!r}: the return annotation must be an array like Float[Tensor, 'b'], got {annotation}")
+        raise ChainError(
+            f"kernel {name!r}: the return annotation must be an array like Float[Tensor, 'b'], got {annotation}"
+        )
     return spec
 
 
@@ -99,7 +104,9 @@ def _of_function(function: Callable[..., Any], name: str) -> Signature:
         if parameter.name == "self":
             continue
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise ChainError(f"kernel {name!r} takes *args or **kwargs; name every parameter, so that none is swallowed")
+            raise ChainError(
+                f"kernel {name!r} takes *args or **kwargs; name every parameter, so that none is swallowed"
+            )
         hint = hints.get(parameter.name)
         spec = _array_spec(hint, parameter.default is parameter.empty)
         if hint in _CONTEXT:
@@ -120,5 +127,7 @@ def signature_of(kernel: Callable[..., Any]) -> Signature:
     if isinstance(wrapped, types.FunctionType):
         return _of_function(wrapped, kernel_name(kernel))
     if not hasattr(kernel, "init"):
-        raise ChainError(f"{kernel!r} is no kernel: give a function, or a frozen dataclass with init() and __call__")
+        raise ChainError(
+            f"{kernel!r} is no kernel: give a function, or a frozen dataclass with init() and __call__"
+        )
     return _of_function(type(kernel).__call__, kernel_name(kernel))

@@ -43,7 +43,9 @@ class Table:
     (prompt, completion, answer, ...); kernels never see them. A table is never changed in place.
     """
 
-    def __init__(self, columns: Mapping[str, Column], fields: Mapping[str, Sequence[Any]] | None = None) -> None:
+    def __init__(
+        self, columns: Mapping[str, Column], fields: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
         self._columns = dict(columns)
         self.fields: dict[str, list[Any]] = {name: list(values) for name, values in (fields or {}).items()}
         self.sizes = self._check()
@@ -53,7 +55,9 @@ class Table:
         cls, columns: Mapping[str, tuple[str, Tensor]], fields: Mapping[str, Sequence[Any]] | None = None
     ) -> "Table":
         """Build a table from `{"mask": ("b s", tensor), ...}`."""
-        return cls({name: Column(values, tuple(axes.split())) for name, (axes, values) in columns.items()}, fields)
+        return cls(
+            {name: Column(values, tuple(axes.split())) for name, (axes, values) in columns.items()}, fields
+        )
 
     def _check(self) -> dict[str, int]:
         sizes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Atomic checkpoints: one safetensors file per step, holding tensors and JSON, written beside and renamed into place."""
+"""Atomic checkpoints: one safetensors file per step, with tensors and JSON, written beside and renamed."""
 
 import hashlib
 import json
@@ -71,7 +71,9 @@ def _digest(tensors: Mapping[str, Tensor], values: str) -> str:
     digest = hashlib.blake2b(values.encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes() if tensors[name].numel() else b"")
+        digest.update(
+            tensors[name].contiguous().view(torch.uint8).numpy().tobytes() if tensors[name].numel() else b""
+        )
     return digest.hexdigest()
 
 
@@ -95,7 +97,11 @@ def save(folder: Path, step: int, tree: Mapping[str, Any]) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run, oldest first."""
-    return sorted(p for p in folder.glob("step-*.safetensors") if _NAME.fullmatch(p.name)) if folder.is_dir() else []
+    return (
+        sorted(p for p in folder.glob("step-*.safetensors") if _NAME.fullmatch(p.name))
+        if folder.is_dir()
+        else []
+    )
 
 
 def load(path: Path) -> tuple[int, dict[str, Any]]:

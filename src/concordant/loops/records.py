@@ -1,4 +1,4 @@
-"""What a run leaves on disk besides checkpoints: metrics.jsonl and rollouts.parquet, both consistent with the last step saved."""
+"""What a run leaves besides checkpoints: metrics.jsonl and rollouts.parquet, consistent with the last save."""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +65,9 @@ class Records:
         if tables:
             target = self.folder / "rollouts.parquet"
             temporary = target.with_name(target.name + ".tmp")
-            pq.write_table(pa.concat_tables(tables, promote_options="permissive"), temporary, compression="zstd")
+            pq.write_table(
+                pa.concat_tables(tables, promote_options="permissive"), temporary, compression="zstd"
+            )
             temporary.replace(target)
         for part in self.parts.glob("*"):
             part.unlink()

@@ -1,8 +1,7 @@
-"""The training loop: sample, score, probe, chain, update; checkpoint, evaluate, record. The same for any policy and world."""
+"""The training loop, the same for any policy and world: sample, score, probe, chain, update; evaluate, record, save."""
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,14 +11,15 @@ from typing import Any
 import torch
 
 from concordant.core.chain import Context
-from concordant.core.config import plain
-from concordant.core.errors import CheckpointError, ChainError
+from concordant.core.errors import ChainError
 from concordant.core.progress import track
 from concordant.core.recipe import Experiment
 from concordant.core.seeds import Progress, Rng
 from concordant.core.table import Table
 from concordant.core.versions import versions
 from concordant.loops import checkpoint
+from concordant.loops.folder import prepare_folder, resolved
+from concordant.loops.numbers import table_numbers
 from concordant.loops.records import Records
 from concordant.loops.update import load_optimiser, optimiser_state, update
 from concordant.policies.lm import SamplePlan
@@ -40,10 +40,15 @@ class Run:
         self.rng = Rng(experiment.seed)
         self.world = world
         self.policy = policy
-        self.rewards = [as_reward(self.world.rewards[r] if isinstance(r, str) else r, r if isinstance(r, str) else None) for r in self.arm.rewards]
+        self.rewards = [
+            as_reward(self.world.rewards[r] if isinstance(r, str) else r, r if isinstance(r, str) else None)
+            for r in self.arm.rewards
+        ]
         self.sampler = self.arm.sampler or Once()
         self.reference = self._make_reference()
-        self.learners = [spec.build(self.world, self.policy, self.rng.child("init")) for spec in self.arm.learners]
+        self.learners = [
+            spec.build(self.world, self.policy, self.rng.child("init")) for spec in self.arm.learners
+        ]
         self.optimiser = torch.optim.AdamW(
             list(self.policy.parameters()), lr=self.config.lr, weight_decay=self.config.weight_decay
         )
@@ -59,7 +64,9 @@ class Run:
         if not any(part.needs_reference for part in parts):
             return None
         if self.arm.reference is None:
-            raise ChainError(f"arm {self.experiment.arm_name!r} reads a reference model; give it reference=Reference(...)")
+            raise ChainError(
+                f"arm {self.experiment.arm_name!r} reads a reference model; give it reference=Reference(...)"
+            )
         return self.policy.snapshot()
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -115,7 +122,11 @@ class Run:
         started = time.perf_counter()
         progress = Progress(self.step, self.config.steps)
         rng = self.rng.at(self.step)
-        if self.arm.reference is not None and self.arm.reference.kind == "each_table" and self.reference is not None:
+        if (
+            self.arm.reference is not None
+            and self.arm.reference.kind == "each_table"
+            and self.reference is not None
+        ):
             self.reference.ema_(self.policy, 0.0)
         table, log = self._sample(rng)
         table = self._probe(table)
@@ -124,12 +135,22 @@ class Run:
                 learner.calibrate(table)
         for learner in self.learners:
             table = learner.columns(table)
-        table, self.chain_state = self.arm.chain.apply(table, Context(rng.child("chain"), progress, self.chain_state))
+        table, self.chain_state = self.arm.chain.apply(
+            table, Context(rng.child("chain"), progress, self.chain_state)
+        )
         self.arm.objective.check(table.schema)
         roles = [learner.trains(table, progress) for learner in self.learners]
         log |= table_numbers(table, [r.name for r in self.rewards], self.arm.objective)
         if all(policy for policy, _ in roles):
-            log |= update(self.policy, self.arm.objective, self.optimiser, table, self.config, rng.child("update"), self.updates)
+            log |= update(
+                self.policy,
+                self.arm.objective,
+                self.optimiser,
+                table,
+                self.config,
+                rng.child("update"),
+                self.updates,
+            )
             self.updates = int(log.pop("updates_done"))
         for learner, (_, learns) in zip(self.learners, roles, strict=True):
             log |= learner.learn(table, progress) if learns else {}
@@ -139,7 +160,12 @@ class Run:
         if self.step % self.config.eval_every == 0 or self.done:
             log["evaluate"] = self.evaluate()
         self.seconds += time.perf_counter() - started
-        line = {"step": self.step, **log, "tokens": self.cost.tokens, "seconds": round(time.perf_counter() - started, 3)}
+        line = {
+            "step": self.step,
+            **log,
+            "tokens": self.cost.tokens,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
         self.records.add_metrics(line)
         if self.step % self.config.save_every == 0 or self.done:
             self.save()
@@ -181,9 +207,10 @@ class Run:
 
     def _move_reference(self) -> None:
         schedule = self.arm.reference
-        if schedule is not None and schedule.kind == "ema" and self.reference is not None:
-            if (self.step + 1) % schedule.every == 0:
-                self.reference.ema_(self.policy, schedule.decay)
+        if schedule is None or schedule.kind != "ema" or self.reference is None:
+            return
+        if (self.step + 1) % schedule.every == 0:
+            self.reference.ema_(self.policy, schedule.decay)
 
     # ---- measuring ---------------------------------------------------------------------------------------------
 
@@ -204,52 +231,17 @@ class Run:
         self.evaluate()
 
 
-def table_numbers(table: Table, rewards: Sequence[str], objective: Any) -> dict[str, float]:
-    """Numbers of a table worth a line: mean of each reward, missing shares, rows that train."""
-    log: dict[str, float] = {"rollouts": float(table.rows), "kept": float(table["keep"].float().mean())}
-    for name in rewards:
-        values = table[name]
-        log[f"reward/{name}"] = float(values.nanmean())
-        log[f"missing/{name}"] = float(values.isnan().float().mean())
-    advantage = [table[stream.advantage] for stream in objective.streams]
-    steps = [a if a.dim() == 2 else a[:, None].expand(table["mask"].shape) for a in advantage]
-    inside = table["mask"]
-    log["missing/advantage"] = float(torch.stack([(a.isnan() & inside).any(1) for a in steps]).any(0).float().mean())
-    log["useful"] = float(torch.stack([((a.nan_to_num() != 0) & inside).any(1) for a in steps]).any(0).float().mean())
-    return log
-
-
-def resolved(experiment: Experiment) -> dict[str, Any]:
-    """Return the whole configuration of a run as plain data, with the source of every value that is no default."""
-    return plain(experiment)  # type: ignore[no-any-return]
-
-
-def _prepare_folder(folder: Path, experiment: Experiment, fresh: bool) -> None:
-    """Make the run folder, or accept one that holds the same configuration."""
-    config = folder / "config.json"
-    text = json.dumps(resolved(experiment), indent=1)
-    if fresh and folder.exists():
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if config.exists() and config.read_text() != text:
-            raise CheckpointError(
-                f"{folder} holds a run with another configuration; use --fresh to replace it, or another --out"
-            )
-        checkpoint.write_atomically(config, text.encode())
-    except OSError as error:
-        raise CheckpointError(f"cannot write to the run folder {folder}: {error.strerror}; choose another --out") from None
-
-
-def train(experiment: Experiment, folder: Path, *, fresh: bool = False, progress: bool = False) -> dict[str, Any]:
+def train(
+    experiment: Experiment, folder: Path, *, fresh: bool = False, progress: bool = False
+) -> dict[str, Any]:
     """Run an experiment to the end of its budget, resuming from the newest checkpoint in `folder`; return the summary.
 
     A finished run is returned as it is. Killing the process at any point and calling again gives the same bits.
     """
-    _prepare_folder(folder, experiment, fresh)
+    prepare_folder(folder, experiment, fresh)
     summary_file = folder / "summary.json"
     if summary_file.exists():
-        return json.loads(summary_file.read_text())  # type: ignore[no-any-return]
+        return dict(json.loads(summary_file.read_text()))
     world = make_world(experiment)
     run = Run(experiment, folder, world, make_policy(experiment, world))
     saved = checkpoint.checkpoints(folder / "state")
@@ -259,7 +251,9 @@ def train(experiment: Experiment, folder: Path, *, fresh: bool = False, progress
     if not saved:
         run.measure_start()
         run.save()
-    with track(f"{experiment.slug} {experiment.arm_name} seed {experiment.seed}", run.config.steps, progress) as bar:
+    with track(
+        f"{experiment.slug} {experiment.arm_name} seed {experiment.seed}", run.config.steps, progress
+    ) as bar:
         bar(run.step, {})
         while not run.done:
             bar(run.step, run.advance())
@@ -289,5 +283,3 @@ def finish(run: Run) -> dict[str, Any]:
     }
     checkpoint.write_atomically(run.folder / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
-
-

@@ -30,7 +30,12 @@ def backward(policy: Any, objective: PolicyGradient, work: Work, micro_batch: in
         loss += float(value.detach())
         change = (logp.detach().cpu() - rows.old_logp)[rows.mask]
         shift = max(shift, float(change.abs().max()) if change.numel() else 0.0)
-    return {"loss": loss, "rows_active": float(len(active)), "rows_forward": float(len(lengths)), "logp_shift": shift}
+    return {
+        "loss": loss,
+        "rows_active": float(len(active)),
+        "rows_forward": float(len(lengths)),
+        "logp_shift": shift,
+    }
 
 
 def mini_batches(table: Table, updates: int, rng: Rng) -> Sequence[Table]:
@@ -42,7 +47,13 @@ def mini_batches(table: Table, updates: int, rng: Rng) -> Sequence[Table]:
 
 
 def update(
-    policy: Any, objective: PolicyGradient, optimiser: torch.optim.Optimizer, table: Table, config: TrainConfig, rng: Rng, steps_done: int
+    policy: Any,
+    objective: PolicyGradient,
+    optimiser: torch.optim.Optimizer,
+    table: Table,
+    config: TrainConfig,
+    rng: Rng,
+    steps_done: int,
 ) -> dict[str, float]:
     """Take `epochs * updates` optimiser steps on a table; return the last step's numbers.
 
@@ -55,7 +66,9 @@ def update(
         for batch in mini_batches(table, config.updates, rng.child(f"epoch{epoch}")):
             optimiser.zero_grad(set_to_none=True)
             log = backward(policy, objective, objective.prepare(batch), config.micro_batch)
-            for parameter in parameters:  # no row had force: a step with gradient zero, as a naive loss would give
+            for (
+                parameter
+            ) in parameters:  # no row had force: a step with gradient zero, as a naive loss would give
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -83,4 +96,3 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tree: dict[str, Any]) -> No
     state = optimiser.state_dict()
     state["state"] = {int(index): entry for index, entry in tree.items() if isinstance(entry, dict)}
     optimiser.load_state_dict(state)
-

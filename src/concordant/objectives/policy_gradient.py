@@ -1,7 +1,7 @@
 """The policy-gradient objective: ratio x term x aggregation x KL, over one or several advantage streams.
 
-Aggregations are per-token weights that are fixed for the whole mini-batch before any forward pass, so the loss is a plain
-sum over rows. That makes micro-batching exact, and lets rows that cannot contribute be left out and equal rows be merged.
+Aggregations are per-token weights, fixed for the whole mini-batch before any forward pass, so the loss is a plain sum
+over rows. That makes micro-batching exact; rows that cannot contribute are left out, and equal rows are merged.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concordant.core.chain import Part, Schema, part
+from concordant.core.chain import Part, part
 from concordant.core.errors import ChainError, nearest
 from concordant.core.seeds import mix
+from concordant.core.signature import Schema
 from concordant.core.table import Table
 from concordant.kernels import clip_term, rollout_mean, token_ratio
-
 
 SCORED_COLUMNS = ("prompt_tokens", "prompt_mask", "tokens", "mask", "temperature")
 """What a policy needs to score rows again."""
@@ -62,7 +62,10 @@ class Work:
         """Return the tensors that the loss reads on another device."""
         if self.mask.device == device:
             return self
-        moved = {name: getattr(self, name) for name in ("mask", "old_logp", "ref_logp", "advantages", "weights", "kl_weights")}
+        moved: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("mask", "old_logp", "ref_logp", "advantages", "weights", "kl_weights")
+        }
         return replace(self, **{name: None if v is None else v.to(device) for name, v in moved.items()})
 
     def active(self) -> Tensor:
@@ -87,7 +90,10 @@ class Work:
 
 def _equal_rows(table: Table, mask: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first row of each class of equal rows, and the class of each row."""
-    parts = [table["tokens"].masked_fill(~mask, -1), table["prompt_tokens"].masked_fill(~table["prompt_mask"], -1)]
+    parts = [
+        table["tokens"].masked_fill(~mask, -1),
+        table["prompt_tokens"].masked_fill(~table["prompt_mask"], -1),
+    ]
     parts += [stream.contiguous().view(torch.int32).long() for stream in advantages.float()]
     rows = torch.cat(parts, dim=1)
     place = mix(torch.arange(rows.shape[1], device=rows.device))
@@ -105,8 +111,8 @@ def _equal_rows(table: Table, mask: Tensor, advantages: Tensor) -> tuple[Tensor,
 class PolicyGradient:
     """Loss = sum over streams of aggregate(term(ratio, advantage)) + kl_weight * aggregate(KL to the reference).
 
-    Each stream is clipped and aggregated over its own steps, then added: a blend of losses is not the loss of the blend.
-    The loss is minimised. A step with a missing (NaN) advantage is outside its stream: it never trains and never counts.
+    Each stream is clipped and aggregated over its own steps, then added: a blend of losses is not the loss of the
+    blend. The loss is minimised. A step whose advantage is missing (NaN) never trains and never counts.
     """
 
     ratio: Part = field(default_factory=lambda: part(token_ratio))
@@ -126,12 +132,16 @@ class PolicyGradient:
         for stream in self.streams:
             for column in (stream.advantage, stream.weight, stream.where):
                 if column is not None and column not in schema:
-                    raise ChainError(f"objective stream reads {column!r}, which nothing makes; {nearest(column, schema)}")
+                    raise ChainError(
+                        f"objective stream reads {column!r}, which nothing makes; {nearest(column, schema)}"
+                    )
 
     def prepare(self, table: Table) -> Work:
         """Fix advantages and weights of a mini-batch; denominators count its rows."""
         mask = table["mask"]
-        kept = table["keep"] if "keep" in table else torch.ones(table.rows, dtype=torch.bool, device=mask.device)
+        kept = (
+            table["keep"] if "keep" in table else torch.ones(table.rows, dtype=torch.bool, device=mask.device)
+        )
         advantages, weights = [], []
         for stream in self.streams:
             advantage = _over_steps(table[stream.advantage], mask).float()
@@ -182,7 +192,7 @@ def _over_steps(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def micro_batches(lengths: Tensor, tokens: int) -> Sequence[Tensor]:
-    """Split rows into pieces of at most `tokens` padded tokens, longest first, so that each is cut to its longest member.
+    """Split rows into pieces of at most `tokens` padded tokens, longest first; each is cut to its longest member.
 
     A row longer than the limit gets a piece of its own.
     """

@@ -17,12 +17,14 @@ class _SlotLayer(CacheLayerMixin):
     def __init__(self, slots: int, room: int) -> None:
         super().__init__()
         self.slots, self.room, self.length = slots, room, 0
+        self.buffers: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers on the first call."""
         size = key_states.shape[2] + self.room
-        for name, states in (("keys", key_states), ("values", value_states)):
-            setattr(self, name, states.new_empty(self.slots, states.shape[1], size, states.shape[3]))
+        self.buffers = tuple(
+            x.new_empty(self.slots, x.shape[1], size, x.shape[3]) for x in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(
@@ -32,14 +34,15 @@ class _SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         rows, end = key_states.shape[0], self.length + key_states.shape[2]
-        self.keys[:rows, :, self.length : end] = key_states
-        self.values[:rows, :, self.length : end] = value_states
+        keys, values = self.buffers
+        keys[:rows, :, self.length : end] = key_states
+        values[:rows, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+        return keys[:rows, :, :end], values[:rows, :, :end]
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy rows; the two index tensors are disjoint."""
-        for states in (self.keys, self.values):
+        for states in self.buffers:
             states[target, :, : self.length] = states[source, :, : self.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -59,12 +62,13 @@ class Slots(Cache):
     """A cache that writes in place: a step copies one position a row, a branch one row, and an end at most one row."""
 
     def __init__(self, layers: int, slots: int, room: int) -> None:
-        super().__init__(layers=[_SlotLayer(slots, room) for _ in range(layers)])
+        self.slots = [_SlotLayer(slots, room) for _ in range(layers)]
+        super().__init__(layers=list(self.slots))
 
     def branch(self, parents: Tensor) -> Tensor:
         """Let row i continue row `parents[i]`; parents are sorted and may repeat. Return the slot of each new row.
 
-        The first child of a row stays in its slot if that lies among the first `len(parents)`; the others fill the gaps.
+        The first child of a row stays in its slot if that is below `len(parents)`; the others fill the gaps.
         """
         count = len(parents)
         stays = parents < count
@@ -76,7 +80,7 @@ class Slots(Cache):
         slot[~stays] = target
         if len(target):
             source = parents[~stays]
-            for layer in self.layers:
+            for layer in self.slots:
                 layer.copy(source, target)
         return slot
 

@@ -77,7 +77,7 @@ def load_pretrained(source: str | Path, device: torch.device, dtype: torch.dtype
     _check_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError) as error:
@@ -95,14 +95,10 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = options.targets if isinstance(options.targets, str) else list(options.targets)
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=0.0,
-        target_modules=targets,
-        task_type=TaskType.CAUSAL_LM,
-    )
+    settings: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": targets}
     try:
-        return get_peft_model(model, config).eval()
+        return get_peft_model(
+            model, LoraConfig(lora_dropout=0.0, task_type=TaskType.CAUSAL_LM, **settings)
+        ).eval()
     except ValueError as error:
         raise ConfigError(f"LoRA targets {options.targets!r} do not fit this model: {error}") from None

@@ -13,7 +13,9 @@ from concordant.core.recipe import Recipe
 
 def slugs() -> list[str]:
     """Return the slugs of all recipes, sorted."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(
+        m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")
+    )
 
 
 @functools.cache

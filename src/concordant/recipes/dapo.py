@@ -13,7 +13,9 @@ def dapo(rewards: tuple[str, ...] = ("correct",), weights: tuple[float, ...] = (
     return grpo(rewards, weights)
 
 
-objective = PolicyGradient(term=part(dual_clip_term, low=0.2, high=0.28, bound=10.0), aggregate=part(token_mean))
+objective = PolicyGradient(
+    term=part(dual_clip_term, low=0.2, high=0.28, bound=10.0), aggregate=part(token_mean)
+)
 
 recipe = Recipe(
     title="DAPO: decoupled clip and dynamic sampling",

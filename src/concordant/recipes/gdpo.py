@@ -38,7 +38,9 @@ recipe = Recipe(
     arms={
         "gdpo": arm(gdpo(REWARDS)),
         "grpo": arm(grpo(REWARDS), "sum first, then standardise"),
-        "grpo-no-std": arm(grpo(REWARDS).swap("z", group_center), "the sheet's honest control: centre only"),
+        "grpo-no-std": arm(
+            grpo(REWARDS).swap("z", group_center), "centre only, the control that could explain it all"
+        ),
         "gdpo-no-whitening": arm(gdpo(REWARDS).without("whitened"), "ablation of the batch step"),
         "gdpo-conditioned": arm(conditioned(gdpo(REWARDS)), "`short` counts only for correct answers"),
         "grpo-conditioned": arm(conditioned(grpo(REWARDS)), "the same gate without decoupling"),
@@ -48,7 +50,12 @@ recipe = Recipe(
     claims=(
         Claim("accuracy", "grpo", margin=0.01, refuted_by="GRPO reaches the same accuracy at equal rollouts"),
         Claim("format", "grpo", margin=0.01, refuted_by="GRPO keeps the format as well"),
-        Claim("accuracy", "grpo-no-std", margin=0.01, refuted_by="centring without any standard deviation matches it"),
+        Claim(
+            "accuracy",
+            "grpo-no-std",
+            margin=0.01,
+            refuted_by="centring without any standard deviation matches it",
+        ),
     ),
     profiles={"quick": {"prompts": 12, "group_size": 8, "steps": 120}},
     provenance={

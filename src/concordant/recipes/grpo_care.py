@@ -45,7 +45,12 @@ recipe = Recipe(
     source="GRPO-CARE (2025-06)",
     arms={
         "grpo-care": Arm(grpo_care(), REWARDS, LOSS, probes=reference_probe, reference=EMA),
-        "grpo-kl": Arm(grpo(REWARDS), REWARDS, replace(LOSS, kl=part(kl_k3), kl_weight=0.04), reference=Reference("fixed")),
+        "grpo-kl": Arm(
+            grpo(REWARDS),
+            REWARDS,
+            replace(LOSS, kl=part(kl_k3), kl_weight=0.04),
+            reference=Reference("fixed"),
+        ),
         "grpo": Arm(grpo(REWARDS), REWARDS, LOSS, note="no KL: does the gain come from dropping it?"),
         "care-online": Arm(grpo_care(), REWARDS, LOSS, probes=policy_probe, note="the policy judges itself"),
         "care-frozen": Arm(grpo_care(), REWARDS, LOSS, probes=reference_probe, reference=Reference("fixed")),

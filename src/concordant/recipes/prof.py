@@ -1,8 +1,15 @@
-"""PROF: a process reward model only chooses which rollouts to train on, balanced between right and wrong (2509.03403)."""
+"""PROF: a process reward model only chooses which rollouts to train on, balanced (arXiv 2509.03403)."""
 
 from concordant.core.chain import Chain, chain, keep, stage
 from concordant.core.recipe import Arm, Claim, Recipe
-from concordant.kernels import group_zscore, pool_segments, process_outcome_filter, spread, step_consistency, weighted_sum
+from concordant.kernels import (
+    group_zscore,
+    pool_segments,
+    process_outcome_filter,
+    spread,
+    step_consistency,
+    weighted_sum,
+)
 from concordant.objectives import PolicyGradient
 from concordant.recipes.grpo import grpo
 from concordant.scoring import WorldScore
@@ -51,7 +58,12 @@ recipe = Recipe(
     controls=("random-balanced", "blend"),
     quick_arms=("prof", "grpo", "random-balanced", "blend"),
     claims=(
-        Claim("steps_valid", "random-balanced", margin=0.01, refuted_by="a random balanced drop is as good on step validity"),
+        Claim(
+            "steps_valid",
+            "random-balanced",
+            margin=0.01,
+            refuted_by="a random balanced drop is as good on step validity",
+        ),
         Claim("steps_valid", "grpo", margin=0.01, refuted_by="GRPO on all rollouts has steps as valid"),
         Claim("accuracy", "blend", margin=0.01, refuted_by="blending the scores is as accurate"),
         Claim("accuracy", "grpo", margin=0.01, refuted_by="GRPO on all rollouts is as accurate"),

@@ -22,7 +22,11 @@ recipe = Recipe(
     world="lm/arithmetic",
     source="Back to Basics (2024-02); TRL 1.16 RLOOTrainer",
     arms={
-        "rloo": Arm(rloo(), ("correct",), PolicyGradient(ratio=part(whole_sequence_ratio), aggregate=part(rollout_sum))),
+        "rloo": Arm(
+            rloo(),
+            ("correct",),
+            PolicyGradient(ratio=part(whole_sequence_ratio), aggregate=part(rollout_sum)),
+        ),
         "grpo": Arm(grpo(), ("correct",), PolicyGradient()),
     },
     provenance={

@@ -32,7 +32,9 @@ recipe = Recipe(
         "sage": arm(HintLadder()),
         "grpo": arm(),
         "grpo-large": arm(note="twice the rollouts a prompt for the same tokens", group_size=16),
-        "fixed-hints": arm(HintLadder(writer="reference"), "hints of the start instead of the current policy"),
+        "fixed-hints": arm(
+            HintLadder(writer="reference"), "hints of the start instead of the current policy"
+        ),
         "sage-off-policy": arm(HintLadder(context="plain"), "log-probabilities without the hint"),
         "grpo-filter": arm(note="tied groups dropped", method=filtered),
         "sage-light": arm(HintSchedule(), "one level a visit, remembered per task", pool=64),
@@ -40,9 +42,24 @@ recipe = Recipe(
     controls=("grpo-large", "sage-off-policy", "fixed-hints"),
     quick_arms=("sage", "grpo", "grpo-large", "fixed-hints", "sage-off-policy"),
     claims=(
-        Claim("accuracy", "grpo", margin=0.01, refuted_by="hinted training does not raise accuracy without hints"),
-        Claim("accuracy", "grpo-large", margin=0.01, refuted_by="the same tokens spent on larger groups match it"),
-        Claim("accuracy", "sage-off-policy", margin=0.0, refuted_by="dropping the hint from the log-probabilities is as good"),
+        Claim(
+            "accuracy",
+            "grpo",
+            margin=0.01,
+            refuted_by="hinted training does not raise accuracy without hints",
+        ),
+        Claim(
+            "accuracy",
+            "grpo-large",
+            margin=0.01,
+            refuted_by="the same tokens spent on larger groups match it",
+        ),
+        Claim(
+            "accuracy",
+            "sage-off-policy",
+            margin=0.0,
+            refuted_by="dropping the hint from the log-probabilities is as good",
+        ),
     ),
     world_options={"levels": HARD},
     profiles={"quick": {"prompts": 8, "group_size": 8, "steps": 400, "token_budget": 150_000}},

@@ -17,7 +17,9 @@ class Cost:
     reward_calls: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.tokens + other.tokens, self.rollouts + other.rollouts, self.reward_calls + other.reward_calls)
+        return Cost(
+            self.tokens + other.tokens, self.rollouts + other.rollouts, self.reward_calls + other.reward_calls
+        )
 
 
 def cost_of(rows: Table, reward_calls: int = 0) -> Cost:

@@ -11,19 +11,22 @@ from concordant.core.table import Table
 from concordant.kernels import group_max, group_mean
 from concordant.samplers.base import Ask, Cost, Drawn, Scored, cost_of
 
-
 NEEDS = ("hint_prompt", "hinted_task", "parse_hints", "hint_leaks", "hint_tokens")
 """What a world must offer for its policy to write hints."""
 
 
-def _write_hints(ask: Ask, writer: Any, tasks: Sequence[Any], rng: Rng) -> tuple[dict[int, dict[int, str]], Cost]:
-    """Ask a model for three levels of hints for each task; one it fails to write, or that leaks the answer, is left out."""
+def _write_hints(
+    ask: Ask, writer: Any, tasks: Sequence[Any], rng: Rng
+) -> tuple[dict[int, dict[int, str]], Cost]:
+    """Ask a model for three levels of hints a task; one it fails to write, or that leaks the answer, is left out."""
     prompts = [replace(task, prompt=ask.world.hint_prompt(task)) for task in tasks]
     rows = writer.sample(prompts, replace(ask.plan, group_size=1, max_new_tokens=ask.world.hint_tokens), rng)
     hints: dict[int, dict[int, str]] = {}
     for task, text in zip(tasks, rows.fields["completion"], strict=True):
         parsed = ask.world.parse_hints(text) or {}
-        hints[task.id] = {k: h for k, h in parsed.items() if h and not ask.world.hint_leaks(h, task.fields["answer"])}
+        hints[task.id] = {
+            k: h for k, h in parsed.items() if h and not ask.world.hint_leaks(h, task.fields["answer"])
+        }
     return hints, cost_of(rows)
 
 
@@ -56,9 +59,9 @@ def _plain_context(rows: Table, original: Table, policy: Any) -> Table:
 class HintLadder:
     """Within one step: sample plainly; prompts without a positive `metric` climb hint levels 1..`levels`.
 
-    A hinted group replaces the whole group and keeps its hint in the prompt, so log-probabilities are on-policy (`context=
-    "hinted"`); `"plain"` removes it again, the variant that the authors measured as worse. `writer="reference"` uses hints
-    of the frozen start instead of the current policy. Evaluation never sees a hint.
+    A hinted group replaces the whole group and keeps its hint in the prompt, so that log-probabilities are on-policy
+    (`context="hinted"`); `"plain"` removes it again, the variant that the authors measured as worse. With
+    `writer="reference"` the frozen start writes the hints, not the current policy. Evaluation never sees a hint.
     """
 
     metric: str = "correct"
@@ -85,7 +88,10 @@ class HintLadder:
         rows = _sample_groups(ask, policy, ask.tasks, groups, rng.child("level0"))
         original = rows
         scored = score(rows)
-        table, cost = scored.table.with_columns({"hint_level": ("b", torch.zeros(rows.rows))}), cost_of(rows, scored.calls)
+        table, cost = (
+            scored.table.with_columns({"hint_level": ("b", torch.zeros(rows.rows))}),
+            cost_of(rows, scored.calls),
+        )
         open_groups = _unsolved(table, self.metric)
         log = {"hinted_prompts": float(len(open_groups))}
         hints: dict[int, dict[int, str]] = {}
@@ -157,6 +163,16 @@ class HintSchedule:
         scored = score(policy.sample(tasks, ask.plan, rng.child("rollouts")))
         rates = group_mean(scored.table[self.metric], scored.table["group"])
         seen = dict(zip(scored.table["task"].tolist(), rates.tolist(), strict=True))
-        moved = {str(task): self.next_level(levels[task], rate) for task, rate in seen.items() if rate == rate}
-        log = {"hinted_prompts": float(len(hinted)), "hints_lost": float(len(hinted) - sum(bool(h) for h in hints.values()))}
-        return Drawn(scored.table, {"level": {**state["level"], **moved}}, cost + cost_of(scored.table, scored.calls), log)
+        moved = {
+            str(task): self.next_level(levels[task], rate) for task, rate in seen.items() if rate == rate
+        }
+        log = {
+            "hinted_prompts": float(len(hinted)),
+            "hints_lost": float(len(hinted) - sum(bool(h) for h in hints.values())),
+        }
+        return Drawn(
+            scored.table,
+            {"level": {**state["level"], **moved}},
+            cost + cost_of(scored.table, scored.calls),
+            log,
+        )

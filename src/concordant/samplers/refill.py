@@ -14,8 +14,8 @@ from concordant.samplers.base import Ask, Cost, Drawn, Scored, cost_of
 class Refill:
     """Keep groups whose `metric` differs between members; draw again until `len(ask.tasks)` groups survive.
 
-    DAPO raises after too many rounds [code: verl]; here the last round's tied groups fill the table up instead, they train
-    nothing, and the shortfall is logged as `refill_short` (an aborted run would lose the user's work).
+    DAPO raises after too many rounds [code: verl]; here tied groups fill the table up instead. They train nothing,
+    and the shortfall is logged as `refill_short`: an aborted run would lose the user's work.
     """
 
     metric: str
@@ -48,5 +48,8 @@ class Refill:
         informative = sum(part.rows for part in kept)
         table = Table.concat([*kept, *spare])
         table = table.take(table["id"].new_ones(table.rows).cumsum(0) <= wanted)
-        log = {"refill_rounds": float(round_ + 1), "refill_short": float(max(wanted - informative, 0) // ask.plan.group_size)}
+        log = {
+            "refill_rounds": float(round_ + 1),
+            "refill_short": float(max(wanted - informative, 0) // ask.plan.group_size),
+        }
         return Drawn(table, state, cost, log)

@@ -55,10 +55,12 @@ class LogProb:
         return {self.name: "b s"}
 
     def __call__(self, models: Models, table: Table) -> dict[str, Tensor]:
-        """Score without gradient; if policy and sampler are the same model, this equals `logp` within float tolerance."""
+        """Score without gradient; for the model that sampled, this equals `logp` within float tolerance."""
         model = models.reference if self.of == "reference" else models.policy
         if model is None:
-            raise ConfigError("a reference log-probability needs a reference; give the arm reference=Reference(...)")
+            raise ConfigError(
+                "a reference log-probability needs a reference; give the arm reference=Reference(...)"
+            )
         with torch.no_grad():
             return {self.name: model.score(table)}
 
@@ -80,6 +82,8 @@ class WorldScore:
         """Ask the world's scorer of this name."""
         scorers = getattr(models.world, "scorers", {})
         if self.name not in scorers:
-            raise ConfigError(f"the world {models.world.name!r} has no scorer {self.name!r}; it has: {sorted(scorers) or 'none'}")
+            raise ConfigError(
+                f"the world {models.world.name!r} has no scorer {self.name!r}; it has: {sorted(scorers) or 'none'}"
+            )
         with torch.no_grad():
             return {self.name: scorers[self.name](table)}

@@ -48,7 +48,7 @@ def as_reward(function: Any, name: str | None = None) -> Reward:
         raise RewardError(f"a reward must be callable, got {function!r}")
     called = function if inspect.isroutine(function) else type(function).__call__
     style = "batch" if "completions" in inspect.signature(called).parameters else "fields"
-    return Reward(name or getattr(function, "__name__", type(function).__name__), function, style)
+    return Reward(name or str(getattr(function, "__name__", type(function).__name__)), function, style)
 
 
 def check_fields(reward: Reward, fields: Sequence[str]) -> None:
@@ -56,7 +56,10 @@ def check_fields(reward: Reward, fields: Sequence[str]) -> None:
     if reward.style == "batch":
         return
     for parameter in inspect.signature(reward.function).parameters.values():
-        needed = parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
         if needed and parameter.name not in fields:
             raise RewardError(
                 f"reward {reward.name!r} asks for the field {parameter.name!r}, which the data does not have; "
@@ -68,8 +71,8 @@ def score(table: Table, rewards: Sequence[Reward]) -> Scores:
     """Score every row with every reward.
 
     Returns:
-        Scores whose table has a float32 column [b] for each reward; NaN where the reward raised, returned None, NaN, inf,
-        a wrong type or (batch style) a wrong count. Reasons are kept by reward and row position.
+        Scores whose table has a float32 column [b] for each reward; NaN where the reward raised, returned None, NaN,
+        inf, a wrong type or (batch style) a wrong count. Reasons are kept by reward and row position.
 
     Raises:
         RewardError: if a reward needs a field that is not there, or judged no row at all because every call failed.
@@ -87,7 +90,9 @@ def score(table: Table, rewards: Sequence[Reward]) -> Scores:
                 reasons[row] = why
         failed = [why for why in reasons.values() if why != "returned None"]
         if table.rows and len(failed) == table.rows:
-            raise RewardError(f"reward {reward.name!r} failed on all {table.rows} rollouts; the first: {failed[0]}")
+            raise RewardError(
+                f"reward {reward.name!r} failed on all {table.rows} rollouts; the first: {failed[0]}"
+            )
         columns[reward.name] = ("b", torch.tensor(values, dtype=torch.float32))
         missing[reward.name] = reasons
     return Scores(table.with_columns(columns), missing, table.rows * len(rewards))
@@ -113,7 +118,9 @@ def _by_row(reward: Reward, table: Table) -> list[tuple[Any, str]]:
     results = []
     for row in range(table.rows):
         try:
-            results.append((_finish(reward.function(**{name: table.fields[name][row] for name in names})), ""))
+            results.append(
+                (_finish(reward.function(**{name: table.fields[name][row] for name in names})), "")
+            )
         except Exception as error:  # a reward is foreign code: any failure is a missing value with its reason
             results.append((None, f"raised {type(error).__name__}: {error}"))
     return results

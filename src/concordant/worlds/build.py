@@ -12,7 +12,7 @@ def make_world(experiment: Experiment) -> Any:
     if experiment.world != "user":
         return base.get(experiment.world, experiment.world_options)
     options = {key: value for key, value in experiment.world_options.items() if key != "revision"}
-    functions = {as_reward(function).name: function for function in experiment.arm.rewards}
+    functions = {as_reward(r).name: as_reward(r).function for r in experiment.arm.rewards}
     return user.UserWorld(user.UserConfig(**options), experiment.policy.model or "", functions)
 
 

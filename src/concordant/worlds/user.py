@@ -134,7 +134,7 @@ class UserWorld:
     def tasks(
         self, split: Literal["train", "test"], seed: int = 0, step: int = 0, count: int = 1
     ) -> list[Task]:
-        """Train: prompts in a fresh order each pass, addressed by (seed, step). Test: the first `count` held-out ones."""
+        """Train: prompts in a fresh order each pass, by (seed, step). Test: the first `count` held-out ones."""
         rows = self._rows(split)
         if split == "test":
             return [_task(i, row) for i, row in rows[:count]]

@@ -55,9 +55,7 @@ class ScorerNet(nn.Module):
         """Return hidden states, shape (b, s, width)."""
         size = tokens.shape[1]
         if size > self.config.length:
-            raise DataError(
-                f"the step scorer reads at most {self.config.length} tokens a row, got {size}"
-            )
+            raise DataError(f"the step scorer reads at most {self.config.length} tokens a row, got {size}")
         blocked = torch.full((size, size), True, device=tokens.device).triu(1)
         x = self.tokens(tokens) + self.places(torch.arange(size, device=tokens.device))
         hidden: Tensor = self.body(x, mask=blocked)

@@ -125,8 +125,8 @@ class ArithmeticWorld:
         return LMPolicy.from_pretrained(BASE, **options)
 
     def step_scorer(self) -> StepScorer:
-        """Load the shipped step scorer (a process reward model)."""
-        return StepScorer.load(BASE)
+        """Return the shipped step scorer, loaded once a process."""
+        return _step_scorer()
 
     def annotate(self, table: Table) -> Table:
         """Add `segment` (b s), `turn` (b n), `answer_span` (b s) and `answer_id` (b); see
@@ -142,9 +142,9 @@ class ArithmeticWorld:
         """Measure the world's diseases on sampled rows; see `meters.meters`."""
         return meters.meters(table, self.config.short_limit)
 
-    def hint_prompt(self, task: Task) -> list[dict[str, str]]:
-        """Return the prompt that asks the policy to write hints from the reference solution."""
-        return _chat(hints.write_hint_request(task.fields["question"], task.fields["solution"]))
+    def hint_prompt(self, task: Task) -> str:
+        """Return the user message that asks the policy to write hints from the reference solution."""
+        return hints.write_hint_request(task.fields["question"], task.fields["solution"])
 
     def hinted_task(self, task: Task, hint: str) -> Task:
         """Return the same task (same id and fields) with a hint behind the question."""

@@ -1,0 +1,27 @@
+"""Numbers that a run reports about its tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from concordant.core.table import Table
+
+
+def table_numbers(table: Table, rewards: Sequence[str], objective: Any) -> dict[str, float]:
+    """Numbers of a table worth a line: mean of each reward, missing shares, rows that train."""
+    log: dict[str, float] = {"rollouts": float(table.rows), "kept": float(table["keep"].float().mean())}
+    for name in rewards:
+        values = table[name]
+        log[f"reward/{name}"] = float(values.nanmean())
+        log[f"missing/{name}"] = float(values.isnan().float().mean())
+    advantage = [table[stream.advantage] for stream in objective.streams]
+    steps = [a if a.dim() == 2 else a[:, None].expand(table["mask"].shape) for a in advantage]
+    inside = table["mask"]
+    log["missing/advantage"] = float(
+        torch.stack([(a.isnan() & inside).any(1) for a in steps]).any(0).float().mean()
+    )
+    log["useful"] = float(
+        torch.stack([((a.nan_to_num() != 0) & inside).any(1) for a in steps]).any(0).float().mean()
+    )
+    return log
