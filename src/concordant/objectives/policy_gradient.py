@@ -62,11 +62,9 @@ class Work:
         """Return the tensors that the loss reads on another device."""
         if self.mask.device == device:
             return self
-        moved: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("mask", "old_logp", "ref_logp", "advantages", "weights", "kl_weights")
-        }
-        return replace(self, **{name: None if v is None else v.to(device) for name, v in moved.items()})
+        names = ("mask", "old_logp", "ref_logp", "advantages", "weights", "kl_weights")
+        moved: Any = {n: getattr(self, n).to(device) for n in names if getattr(self, n) is not None}
+        return replace(self, **moved)
 
     def active(self) -> Tensor:
         """Index of the rows with a non-zero coefficient somewhere; all others have zero loss and zero gradient."""
