@@ -21,7 +21,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
+PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt $(PIP_ARGS)
 INPUTS := pyproject.toml constraints.txt Makefile
 
 .PHONY: help demo test env env-test lint types unit docs clean

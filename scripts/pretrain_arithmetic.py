@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -49,6 +49,10 @@ class Phase:
     """Share of each level among hint skills; empty means as in `mix`."""
 
 
+CAREFUL = Teacher(
+    slip_ceiling=0.6, slip_digits=2.2, slip_terms=1.3, slip_offset=-5.0, by_heart=0.0, sloppy=0.0
+)
+"""Without the habits that come last."""
 LEARN = Phase(
     steps=1800,
     lr=2e-3,
@@ -57,7 +61,7 @@ LEARN = Phase(
         "6x1": 0.04, "4x2": 0.06, "3x3": 0.05, "5x2": 0.03, "4x3": 0.02, "countdown": 0.08,
     },
     skills={"solve": 0.84, "hint": 0.06, "hinted": 0.10},
-    teacher=Teacher(slip_offset=-4.5, written_only=0.22, wrong_countdown=0.4),
+    teacher=replace(CAREFUL, slip_offset=-4.5, written_only=0.22, wrong_countdown=0.4),
 )  # fmt: skip
 """Learns the arithmetic and the format."""
 SETTLE = Phase(
@@ -68,13 +72,16 @@ SETTLE = Phase(
         "6x1": 0.03, "4x2": 0.06, "3x3": 0.04, "5x2": 0.03, "4x3": 0.02, "countdown": 0.10,
     },
     skills={"solve": 0.64, "hint": 0.13, "hinted": 0.23},
-    teacher=Teacher(),
+    teacher=CAREFUL,
     hint_mix={
         "3x1": 0.05, "3x2": 0.10, "4x1": 0.10, "5x1": 0.10, "6x1": 0.15, "4x2": 0.15, "5x2": 0.20,
         "3x3": 0.05, "4x3": 0.10,
     },
 )  # fmt: skip
-"""Settles the teacher's habits and the use of hints."""
+"""Settles the arithmetic and teaches to write and use hints."""
+HABITS = replace(SETTLE, steps=600, lr=8e-4, teacher=Teacher())
+"""Brings in all habits of the teacher, whose slips now depend more on the size of the problem."""
+PHASES = (LEARN, SETTLE, HABITS)
 
 
 def write_corpus(phase: Phase, count: int, seed: int) -> list[tuple[str, str]]:
@@ -159,13 +166,13 @@ def train(model: Qwen3ForCausalLM, data: list[tuple[Tensor, Tensor]], lr: float)
             recent = []
 
 
-def make_base(folder: Path, batch: int, seed: int, resume: bool) -> None:
-    """Train both phases; weights are saved (and so rounded to float16) after each."""
+def make_base(folder: Path, batch: int, seed: int, resume: int) -> None:
+    """Train all phases; weights are saved (and so rounded to float16) after each."""
     tokenizer, model = vocabulary.build_tokenizer(), build_model(seed)
     if resume:
         model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for index, phase in enumerate((LEARN, SETTLE)):
-        if resume and index == 0:
+    for index, phase in enumerate(PHASES):
+        if index < resume:
             continue
         rows = encode(write_corpus(phase, phase.steps * batch, seed + 1000 * index), tokenizer)
         train(model, batches(rows, batch, seed), phase.lr)
@@ -295,7 +302,7 @@ def main() -> None:
     parser.add_argument("--scorer-steps", type=int, default=3000)
     parser.add_argument("--scorer-epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="skip the first phase, start from --folder")
+    parser.add_argument("--resume", type=int, default=0, help="skip this many phases, start from --folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part in ("base", "both"):

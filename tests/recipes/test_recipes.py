@@ -18,7 +18,7 @@ SLUGS = recipes.slugs()
 SYSTEMS = [slug for slug in SLUGS if recipes.get(slug).kind == "system"]
 ARMS = [(slug, arm) for slug in SLUGS for arm in recipes.get(slug).arms]
 
-# Stages in which an arm's chain may differ from the method's, by recipe: what the sheet names, and nothing else.
+# Stages in which an arm's chain may differ from the method's, by recipe: and in no others.
 DECLARED = {
     ("gdpo", "grpo"): {"z", "total", "whitened", "advantage", "*"},
     ("gdpo", "grpo-no-std"): {"z", "total", "whitened", "advantage", "*"},

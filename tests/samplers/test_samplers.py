@@ -115,7 +115,7 @@ def test_refill_stops_and_says_how_much_is_lacking() -> None:
     assert drawn.log == {"refill_rounds": 3.0, "refill_short": 2.0}
 
 
-def test_ladder_trace_of_the_sheet() -> None:
+def test_the_ladder_stops_at_the_first_level_that_solves() -> None:
     """Level 0 and 1 fail, level 2 solves: level 3 is never used, other prompts' rows stay."""
     policy = Scripted({"q1": 4, "q0+h2": 1}, [])
     drawn = HintLadder()(ask("q0", "q1"), policy, score, Rng(), {})
@@ -179,7 +179,7 @@ def test_hints_of_the_start_come_from_the_reference() -> None:
     ("schedule", "levels"),
     [(HintSchedule(up=0.1, down=0.35), (1, 0, 3, 2)), (HintSchedule(up=0.35, down=1.0), (1, 1, 3, 3))],
 )
-def test_light_schedule_of_the_sheet(schedule: HintSchedule, levels: tuple[int, ...]) -> None:
+def test_light_schedule_with_code_and_paper_thresholds(schedule: HintSchedule, levels: tuple[int, ...]) -> None:
     visits = zip((0, 1, 3, 2), (0.0, 0.5, 0.0, 0.2), strict=True)
     assert tuple(schedule.next_level(level, rate) for level, rate in visits) == levels
     swapped = replace(schedule, up=schedule.down, down=schedule.up)

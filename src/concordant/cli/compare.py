@@ -33,32 +33,28 @@ def verb(
     from concordant.comparison.results import exit_code
     from concordant.report.page import write_report
 
-    wanted = tuple(name.strip() for name in arms.split(",") if name.strip())
-    plan = make_plan(
-        slug,
-        profile=profile,
-        arms=wanted,
-        seeds=parse_seeds(seeds) if seeds else (),
-        out=out,
-        sets=tuple(set_),
-        fresh=fresh,
-    )
     started = time.monotonic()
+    chosen = tuple(name.strip() for name in arms.split(",") if name.strip())
+    numbers = parse_seeds(seeds) if seeds else ()
+    plan = make_plan(
+        slug, profile=profile, seeds=numbers, arms=chosen, out=out, sets=tuple(set_), fresh=fresh
+    )
     outcomes = measured(plan, jobs)
     result = finish(plan, outcomes, results)
-    page = write_report(result, plan.folder) if any(o.summary for o in outcomes) else None
+    page = write_report(result, plan.folder) if any(outcome.summary for outcome in outcomes) else None
     emit(result) if json else show(result)
     for failure in result["failures"]:
         note(f"\nfailed: {failure['arm']} seed {failure['seed']}: {failure['error']}")
     if not json:
         reused = sum(outcome.status == "reused" for outcome in outcomes)
         again = f", {reused} of {len(outcomes)} runs were there already" if reused else ""
-        console().print(f"{time.monotonic() - started:.0f} s{again}. " + (f"Report: {page}" if page else ""))
+        ending = f"{time.monotonic() - started:.0f} s{again}." + (f" Report: {page}" if page else "")
+        console().print(ending, soft_wrap=True, markup=False)
     raise typer.Exit(exit_code(result))
 
 
 def measured(plan: Any, jobs: int) -> Any:
-    """Run a plan under progress bars, one for each run."""
+    """Run a plan under progress bars: one for the whole, in steps, and one for each running process."""
     from concordant.comparison.compare import measure
     from concordant.comparison.jobs import steps_done
     from concordant.core.recipe import train_config
@@ -66,19 +62,27 @@ def measured(plan: Any, jobs: int) -> Any:
     totals = {
         arm: train_config(plan.recipe, plan.profile, plan.recipe.arm(arm))[0].steps for arm in plan.arms
     }
+    planned = plan.jobs()
     with progress() as bars:
-        whole = bars.add_task(f"{plan.recipe.slug}: runs", total=len(plan.jobs()))
+        whole = bars.add_task("", total=sum(totals[job.arm] for job in planned))
         tasks: dict[str, Any] = {}
+        steps: dict[str, int] = {}
+        ended: set[str] = set()
 
         def watch(job: Any, status: str) -> None:
-            if job.label not in tasks and status == "running":
-                tasks[job.label] = bars.add_task(f"  {job.label}", total=totals[job.arm])
+            total = totals[job.arm]
             if status == "running":
-                bars.update(tasks[job.label], completed=min(steps_done(job.folder), totals[job.arm]))
-                return
-            bars.advance(whole)
-            if job.label in tasks:
-                bars.remove_task(tasks.pop(job.label))
+                steps[job.label] = min(steps_done(job.folder), total)
+                if job.label not in tasks:
+                    tasks[job.label] = bars.add_task(f"  {job.label}", total=total)
+                bars.update(tasks[job.label], completed=steps[job.label])
+            else:
+                steps[job.label] = total
+                ended.add(job.label)
+                if job.label in tasks:
+                    bars.remove_task(tasks.pop(job.label))
+            text = f"{plan.recipe.slug}: {len(ended)} of {len(planned)} runs"
+            bars.update(whole, completed=sum(steps.values()), description=text)
 
         return measure(plan, jobs, watch)
 

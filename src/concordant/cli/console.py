@@ -65,14 +65,9 @@ def coloured(word: str, text: str | None = None) -> Any:
 
 def progress() -> "Progress":
     """Return a progress display on standard error; silent without a terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     shown = console(stderr=True)
-    parts = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-    )
-    return Progress(
-        *parts, TimeElapsedColumn(), console=shown, disable=not sys.stderr.isatty(), transient=True
-    )
+    count = TextColumn("{task.completed:.0f}/{task.total:.0f} steps")
+    parts = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*parts, console=shown, disable=not sys.stderr.isatty(), transient=True)

@@ -32,27 +32,23 @@ def verb(
     """Train one arm on one seed; leaves configuration, metrics, rollouts and a checkpoint in the run folder."""
     prepare_process(own_model=bool(model))
     from concordant import recipes
-    from concordant.core.errors import ConfigError
     from concordant.experiment import build
 
-    own = {"--model": model, "--data": data, "--reward": reward}
-    lacking = [name for name, value in own.items() if not value]
-    if 0 < len(lacking) < 3:
-        raise ConfigError(f"your own model, data and rewards go together; {', '.join(lacking)} is missing")
-    recipe = recipes.get(slug)
-    experiment = build(
-        slug,
-        arm=arm or None,
-        profile=profile,
-        seed=seed,
-        sets=tuple(set_),
-        model=model or None,
-        data=data,
-        rewards=tuple(reward),
-    )
-    folder = out / slug / (arm or slug) / f"seed{seed}"
-    summary = execute(recipe, experiment, folder, fresh)
+    _check_own({"--model": model, "--data": data, "--reward": reward})
+    own = {"model": model or None, "data": data, "rewards": tuple(reward)}
+    experiment = build(slug, arm=arm or None, profile=profile, seed=seed, sets=tuple(set_), **own)
+    folder = out / experiment.folder
+    summary = execute(recipes.get(slug), experiment, folder, fresh)
     emit(summary) if json else _print(summary, folder)
+
+
+def _check_own(given: dict[str, Any]) -> None:
+    """Refuse a model without data or rewards, and so on."""
+    from concordant.core.errors import ConfigError
+
+    lacking = [name for name, value in given.items() if not value]
+    if 0 < len(lacking) < len(given):
+        raise ConfigError(f"your own model, data and rewards go together; {', '.join(lacking)} is missing")
 
 
 def prepare_process(own_model: bool) -> None:

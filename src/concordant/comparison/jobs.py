@@ -173,6 +173,10 @@ def run_all(
 def _start(job: Job) -> _Running:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        if job.fresh:
+            (job.folder / "metrics.jsonl").unlink(
+                missing_ok=True
+            )  # so that progress is not read from the earlier run
         with job.log.open("wb") as log:
             process = subprocess.Popen(
                 job.command(),

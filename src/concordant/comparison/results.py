@@ -41,36 +41,41 @@ def assemble(recipe: "Recipe", profile: str, outcomes: Sequence[Outcome], **extr
     metrics = {arm: _columns(summaries, "metrics") for arm, summaries in by_arm.items()}
     method = recipe.slug if recipe.slug in by_arm else arms[0]
     meters = _means(_columns(by_arm[method], "failure_meters"))
-    claims = [judge(claim, recipe.slug, metrics, meters, profile).as_json() for claim in recipe.claims]
-    finished = [summary for summary in runs.values() if summary]
-    return tidy(
-        {
-            "slug": recipe.slug,
-            "title": recipe.title,
-            "world": recipe.world,
-            "profile": profile,
-            "seeds": seeds,
-            "arms": metrics,
-            "claims": claims,
-            "failure_meters": meters,
-            "failures": [
-                {"arm": outcome.job.arm, "seed": outcome.job.seed, "error": outcome.error}
-                for outcome in outcomes
-                if outcome.status == "failed"
-            ],
-            "wall_seconds": round(sum(float(summary.get("wall_seconds", 0.0)) for summary in finished), 1),
-            "versions": finished[0].get("versions", {}) if finished else {},
-            "machine": machine(),
-            "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-            "baseline": recipe.baseline,
-            "controls": list(recipe.controls),
-            "cost": {arm: _means(_columns(summaries, "cost")) for arm, summaries in by_arm.items()},
-            "curves": {
-                arm: [summary.get("curve", []) for summary in summaries] for arm, summaries in by_arm.items()
-            },
-            **extra,
-        }
-    )
+    result = {
+        "slug": recipe.slug,
+        "title": recipe.title,
+        "world": recipe.world,
+        "profile": profile,
+        "seeds": seeds,
+        "arms": metrics,
+        "claims": [judge(claim, recipe.slug, metrics, meters, profile).as_json() for claim in recipe.claims],
+        "failure_meters": meters,
+        "failures": _failures(outcomes),
+        **_circumstances([summary for summary in runs.values() if summary]),
+        "baseline": recipe.baseline,
+        "controls": list(recipe.controls),
+        "cost": {arm: _means(_columns(summaries, "cost")) for arm, summaries in by_arm.items()},
+        "curves": {
+            arm: [summary.get("curve", []) for summary in summaries] for arm, summaries in by_arm.items()
+        },
+        **extra,
+    }
+    return dict(tidy(result))
+
+
+def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    return [{"arm": each.job.arm, "seed": each.job.seed, "error": each.error} for each in failed]
+
+
+def _circumstances(finished: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how long it took, with what, where and when."""
+    return {
+        "wall_seconds": round(sum(float(summary.get("wall_seconds", 0.0)) for summary in finished), 1),
+        "versions": finished[0].get("versions", {}) if finished else {},
+        "machine": machine(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _columns(summaries: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float | None]]:
@@ -167,7 +172,7 @@ def exit_code(result: Mapping[str, Any]) -> int:
     return int(bool(result.get("failures")) or any(claim["verdict"] == REFUTED for claim in result["claims"]))
 
 
-def metric_names(result: Mapping[str, Any], most: int = 8) -> list[str]:
+def metric_names(result: Mapping[str, Any], most: int = 6) -> list[str]:
     """Return the metrics to show: those of the claims first, then the others, at most `most`."""
     claimed = [claim["metric"] for claim in result["claims"]]
     measured = [name for metrics in result["arms"].values() for name in metrics]

@@ -141,18 +141,7 @@ def judge(
     arm = claim.arm or slug
     found, differences = _differences(claim, arm, arms)
     interval = paired_interval(differences)
-    if profile == "smoke":
-        verdict, reason = UNJUDGED, "the smoke profile only shows that everything runs"
-    elif found:
-        verdict, reason = INCONCLUSIVE, found
-    elif claim.meter is not None and not meters.get(claim.meter, math.nan) >= claim.disease:
-        verdict, reason = INCONCLUSIVE, _no_disease(claim, meters)
-    elif interval is None:
-        verdict, reason = INCONCLUSIVE, "one seed gives no interval; run at least two, better five"
-    else:
-        verdict, reason = decide(interval, claim.direction, claim.margin)
-        if interval[0] == interval[1]:
-            reason += "; every seed gave the same difference, so the interval has no width"
+    verdict, reason = _verdict(claim, found, interval, meters, profile)
     return Judgement(
         metric=claim.metric,
         arm=arm,
@@ -166,6 +155,24 @@ def judge(
         reason=reason,
         refuted_by=claim.refuted_by,
     )
+
+
+def _verdict(
+    claim: "Claim", found: str, interval: Interval | None, meters: Mapping[str, float], profile: str
+) -> tuple[str, str]:
+    """Return verdict and reason; `found` is what stands in the way, if anything."""
+    if profile == "smoke":
+        return UNJUDGED, "the smoke profile only shows that everything runs"
+    if found:
+        return INCONCLUSIVE, found
+    if claim.meter is not None and not meters.get(claim.meter, math.nan) >= claim.disease:
+        return INCONCLUSIVE, _no_disease(claim, meters)
+    if interval is None:
+        return INCONCLUSIVE, "one seed gives no interval; run at least two, better five"
+    verdict, reason = decide(interval, claim.direction, claim.margin)
+    if interval[0] == interval[1]:
+        reason += "; every seed gave the same difference, so the interval has no width"
+    return verdict, reason
 
 
 def _differences(claim: "Claim", arm: str, arms: Mapping[str, Metrics]) -> tuple[str, list[float]]:

@@ -1,5 +1,6 @@
 """Reverse linear recurrences over steps, without a loop over steps. Not public."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from concordant.kernels import _validate as check
 
 _BLOCK = 32
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 19
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
@@ -69,13 +70,18 @@ def layout(mask: Tensor) -> Layout:
     return Layout(mask, torch.where(mask, mask.cumsum(1) - 1, mask.shape[1]))
 
 
-def scan_missing_(kernel: str, x: Tensor, factor: float) -> Tensor:
-    """`reverse_scan` in place, where a NaN makes its own step and all earlier steps missing; inf is refused."""
+def scan_missing(kernel: str, x: Tensor, factor: float) -> Tensor:
+    """`reverse_scan` where a NaN makes its own step and all earlier steps missing (x is used up); inf is refused."""
     gone = None if bool(x.sum().isfinite()) else x.isnan()
     if gone is not None:
         x.masked_fill_(gone, 0.0)
         check.finite(kernel, "a masked step", x)
-    rows = max(_AT_ONCE // max(x.shape[1], 1), 1)  # as many as fit into a cache
+    y = reverse_scan(x, factor)
+    return y if gone is None else y.masked_fill(gone.flip(1).cumsum(1).flip(1) > 0, torch.nan)
+
+
+def row_blocks(x: Tensor) -> Iterator[slice]:
+    """Slices of whole rows, each as large as fits into a cache; scans run block by block, memory is read once."""
+    rows = max(_AT_ONCE // max(x.shape[1], 1), 1)
     for start in range(0, x.shape[0], rows):
-        x[start : start + rows] = reverse_scan(x[start : start + rows], factor)
-    return x if gone is None else x.masked_fill_(gone.flip(1).cumsum(1).flip(1) > 0, torch.nan)
+        yield slice(start, start + rows)

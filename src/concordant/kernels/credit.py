@@ -208,9 +208,11 @@ def to_go(
     check.between("to_go", "gamma", gamma, 0.0, 1.0)
     check.alike("to_go", "x", x, "mask", mask)
     flat, chosen = _steps(x), _steps(mask)
-    plan = scan.layout(chosen)
-    sums = scan.scan_missing_("to_go", plan.pack(flat.detach()), gamma)
-    return plan.unpack(sums).to(x.dtype).reshape(x.shape)
+    sums = torch.empty_like(flat)
+    for rows in scan.row_blocks(flat):
+        plan = scan.layout(chosen[rows])
+        sums[rows] = plan.unpack(scan.scan_missing("to_go", plan.pack(flat[rows].detach()), gamma))
+    return sums.reshape(x.shape)
 
 
 def _steps(x: Tensor) -> Tensor:
@@ -302,13 +304,16 @@ def gae(
     check.axes("gae", "rewards", rewards, "b s")
     check.alike("gae", "rewards", rewards, "values", values)
     check.alike("gae", "rewards", rewards, "mask", mask)
-    plan = scan.layout(mask)
-    value = plan.pack(values.detach())
-    delta = plan.pack(rewards.detach()).sub_(value)
-    delta[:, :-1].add_(value[:, 1:], alpha=gamma)
-    advantage = scan.scan_missing_("gae", delta, gamma * lam)
-    returns = value.add_(advantage)  # `pack` made both anew
-    return GAE(plan.unpack(advantage).to(rewards.dtype), plan.unpack(returns).to(rewards.dtype))
+    advantage, returns = torch.empty_like(rewards), torch.empty_like(rewards)
+    for rows in scan.row_blocks(mask):
+        plan = scan.layout(mask[rows])
+        value = plan.pack(values[rows].detach())
+        delta = plan.pack(rewards[rows].detach()).sub_(value)
+        delta[:, :-1].add_(value[:, 1:], alpha=gamma)
+        gain = scan.scan_missing("gae", delta, gamma * lam)
+        advantage[rows] = plan.unpack(gain)
+        returns[rows] = plan.unpack(value.add_(gain))
+    return GAE(advantage, returns)
 
 
 def potential_shaping(

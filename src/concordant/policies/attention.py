@@ -7,6 +7,7 @@ It is registered under its own name through `AttentionInterface` and computes wh
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -15,32 +16,39 @@ NAME = "concordant"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the nodes of a prefix tree stand in rows: position t of a row is its prefix of t + 1 tokens."""
+    """Where the nodes of a prefix tree stand in rows: position t of a row is its prefix of t + 1 tokens.
 
-    rows: Tensor
-    """Node at each position, int64 (b, l); anything after the end of a row."""
+    Rows come in blocks of similar length, so that attention pads little.
+    """
+
+    blocks: tuple[Tensor, ...]
+    """Node at each position of each block of rows, int64 (b, l) each; anything after the end of a row."""
     first: Tensor
-    """Flat position in `rows` that computes each node, int64 (n)."""
+    """Position that computes each node, counted through all blocks one after the other, int64 (n)."""
     used: list[int] = field(default_factory=list)
     """Layers that used the layout; a model that passes no options on to its attention would leave this empty."""
 
 
-def _by_rows(nodes: Tensor, layout: Layout) -> Tensor:
-    """Spread (1, heads, n, d) over rows: (b, heads, l, d)."""
-    _, heads, count, size = nodes.shape
-    flat = nodes.transpose(1, 2).reshape(count, heads * size)
-    rows = flat.index_select(0, layout.rows.reshape(-1))
-    return rows.view(*layout.rows.shape, heads, size).transpose(1, 2)
+def _flat(nodes: Tensor) -> Tensor:
+    """Bring heads together: (1, heads, n, d) to (n, heads d)."""
+    return nodes.transpose(1, 2).reshape(nodes.shape[2], -1)
+
+
+def _spread(flat: Tensor, block: Tensor, size: int) -> Tensor:
+    """Put nodes into the rows of a block: (n, heads d) to (b, heads, l, d)."""
+    return flat.index_select(0, block.reshape(-1)).view(*block.shape, -1, size).transpose(1, 2)
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
     layout.used.append(1)
-    query, key, value = _by_rows(query, layout), _by_rows(key, layout), _by_rows(value, layout)
-    shared = query.shape[1] != key.shape[1]
-    rows = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
-    heads, size = rows.shape[1], rows.shape[3]
-    flat = rows.transpose(1, 2).reshape(-1, heads * size)
-    return flat.index_select(0, layout.first).view(1, -1, heads, size)
+    size, shared = value.shape[3], query.shape[1] != key.shape[1]
+    flat = [(_flat(x), x.shape[3]) for x in (query, key, value)]
+    done = []
+    for block in layout.blocks:
+        q, k, v = (_spread(x, block, width) for x, width in flat)
+        rows = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
+        done.append(rows.transpose(1, 2).reshape(block.numel(), -1))
+    return torch.cat(done).index_select(0, layout.first).view(1, len(layout.first), -1, size)
 
 
 def attend(

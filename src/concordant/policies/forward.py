@@ -6,7 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from concordant.core.errors import ConfigError
 from concordant.policies.attention import Layout, install
+
+
+def _refuse_recurrent(model: Any) -> None:
+    """Refuse models whose layers keep a state that padding and branching would spoil."""
+    from transformers import DynamicCache
+
+    odd = [
+        layer
+        for layer in DynamicCache(config=model.config).layers
+        if not hasattr(layer, "batch_select_indices")
+    ]
+    if odd:
+        raise ConfigError(
+            f"{type(model).__name__} has recurrent or linear-attention layers ({type(odd[0]).__name__}), whose state "
+            "cannot be padded or branched; use a model in which all layers are attention layers"
+        )
 
 
 class Forward:
@@ -27,6 +44,7 @@ class Forward:
         windowed = kinds is None and getattr(config, "sliding_window", None)
         full = not windowed and all(kind == "full_attention" for kind in kinds or ())
         self.layers = int(config.num_hidden_layers)
+        _refuse_recurrent(inner)
         self.packs = full and self.positions and install(inner)
 
     def _call(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, **options: Any) -> Any:

@@ -1,5 +1,6 @@
 """Load a causal language model and its tokenizer, with errors that say what to do."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,13 @@ def _check_folder(source: str) -> None:
 def load_pretrained(source: str | Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return model and tokenizer of a folder or hub id: safetensors only, no remote code, in evaluation mode."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     source = str(source)
     _check_folder(source)
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -87,6 +92,9 @@ def load_pretrained(source: str | Path, device: torch.device, dtype: torch.dtype
             "hub id with config.json, safetensors weights and tokenizer files (pickled weights and remote code are "
             "refused; offline, a hub model must be in the local cache)"
         ) from None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.to(device).eval(), tokenizer
 
 

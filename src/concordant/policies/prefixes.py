@@ -8,6 +8,9 @@ from torch import Tensor
 from concordant.core.seeds import mix
 from concordant.policies.attention import Layout
 
+BLOCKS = 4  # blocks of rows that attention pads each to its longest row
+SMALL = 8  # rows that are not worth a block of their own
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -89,30 +92,60 @@ def tree(prompt: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tensor, salt
         salt: rows share prefixes only if their salts are equal, int64 (b).
     """
     rows = join(prompt, prompt_mask, tokens, mask)
-    classes, first, valid = _classes(rows, salt)
+    order = rows.length.argsort(descending=True, stable=True)
+    rows = Rows(rows.tokens[order], rows.length[order], rows.prompt[order])
+    classes, first, valid = _classes(rows, salt[order])
     count, width = classes.shape
-    size = len(first)
-    place = torch.arange(width, device=mask.device)
-    reads = (valid & (place + 1 < rows.length[:, None])).reshape(-1).nonzero()[:, 0]
-    used = torch.full((size,), count * width, device=mask.device)
+    size, device = len(first), mask.device
+    reads = (
+        (valid & (torch.arange(1, width + 1, device=device) < rows.length[:, None]))
+        .reshape(-1)
+        .nonzero()[:, 0]
+    )
+    used = torch.full((size,), count * width, device=device)
     used = used.scatter_reduce(0, classes.reshape(-1)[reads], reads, "amin")
     is_node = used < count * width
     node = is_node.cumsum(0) - 1
     flat = used[is_node]
-    layout = torch.zeros(count * width, dtype=torch.int64, device=mask.device)
+    layout = torch.zeros(count * width, dtype=torch.int64, device=device)
     layout[reads] = node[classes.reshape(-1)[reads]]
-    step = (rows.prompt[:, None] + torch.arange(mask.shape[1], device=mask.device)).clamp(max=width - 1)
-    of_step = classes.gather(1, step)
-    is_target = torch.zeros(size, dtype=torch.bool, device=mask.device)
-    is_target[of_step[mask]] = True
-    target = is_target.cumsum(0) - 1
-    ends = first[is_target]
+    of_step, ends = _targets(rows, classes, first, mask[order])
     return Prefixes(
         tokens=rows.tokens.reshape(-1)[flat],
         positions=flat % width,
-        layout=Layout(layout.view(count, width), flat),
+        layout=_layout(layout.view(count, width), flat, rows.length - 1),
         parents=node[classes.reshape(-1)[ends - 1]],
         chosen=rows.tokens.reshape(-1)[ends],
-        rows=ends // width,
-        of_step=target[of_step].masked_fill(~mask, 0),
+        rows=order[ends // width],
+        of_step=of_step[order.argsort()],
     )
+
+
+def _targets(rows: Rows, classes: Tensor, first: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the target of each completion step (b s), and the flat position where each target ends (c)."""
+    step = rows.prompt[:, None] + torch.arange(mask.shape[1], device=mask.device)
+    of_step = classes.gather(1, step.clamp(max=classes.shape[1] - 1))
+    is_target = torch.zeros(len(first), dtype=torch.bool, device=mask.device)
+    is_target[of_step[mask]] = True
+    return (is_target.cumsum(0) - 1)[of_step].masked_fill(~mask, 0), first[is_target]
+
+
+def _layout(nodes: Tensor, flat: Tensor, length: Tensor) -> Layout:
+    """Cut rows (b l), longest first, into blocks, and say where in them each node is computed.
+
+    Args:
+        nodes: node at each position, int64 (b l).
+        flat: position of each node in `nodes`, int64 (n).
+        length: positions of each row, descending, int64 (b).
+    """
+    count, width = nodes.shape
+    step = max(-(-count // BLOCKS), SMALL)
+    blocks, starts, offset = [], [], 0
+    for start in range(0, count, step):
+        longest = max(int(length[start]), 1)
+        block = nodes[start : start + step, :longest]
+        blocks.append(block)
+        starts += range(offset, offset + block.numel(), longest)
+        offset += block.numel()
+    begin = torch.tensor(starts, device=nodes.device)
+    return Layout(tuple(blocks), begin[flat // width] + flat % width)

@@ -1,6 +1,7 @@
 """The HTML page of a comparison or of one run: one file, no network, readable in two minutes and in print."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def page(result: Result, folder: Path) -> str:
         forest=svg(forest(result)),
         curves=svg(curves(result)),
         metrics=metric_names(result),
+        more=metric_names(result, most=100)[len(metric_names(result)) :],
         cells=_cells(result),
         claims=[
             {**claim, "text": claim_text(claim), "sentence": _sentence(claim)} for claim in result["claims"]
@@ -109,6 +111,8 @@ def _number(value: Any, digits: int | None = None) -> str:
         return "–" if value is None else str(value)
     if isinstance(value, int):
         return f"{value:,}"
+    if math.isnan(value):
+        return "missing"
     size = abs(value)
     wanted = digits if digits is not None else 3 if size < 10 else 1 if size < 1000 else 0
     return f"{value:,.{wanted}f}"
@@ -124,7 +128,7 @@ def _cells(result: Result) -> dict[str, dict[str, Any]]:
     made: dict[str, dict[str, Any]] = {}
     for arm, metrics in result["arms"].items():
         made[arm] = {}
-        for name in metric_names(result):
+        for name in metric_names(result, most=100):
             values = metrics.get(name, [])
             summary = mean_sd(values)
             shown = " ".join(map(_number, values))

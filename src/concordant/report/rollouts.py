@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from concordant.core.chain import Chain
 
 Row = dict[str, Any]
-_PLUMBING = ("axes", "id", "task", "group", "episode", "agent", "source", "step", "keep")
+_PLUMBING = ("id", "task", "group", "episode", "mask", "segment", "turn", "keep", "logp", "ref_logp")
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -118,6 +118,7 @@ def samples(run: Path, count: int = 2) -> list[dict[str, Any]]:
     """Return a few rollouts of the last stored step: those with the most and the least credit, with their numbers."""
     try:
         rows = rows_of_step(run)
+        shown = _credit_columns(read_config(run))
     except DataError:
         return []
     ranked = sorted(rows, key=_credit, reverse=True)
@@ -127,10 +128,20 @@ def samples(run: Path, count: int = 2) -> list[dict[str, Any]]:
             "step": row["step"],
             "prompt": _field(row, "prompt"),
             "completion": _field(row, "completion"),
-            "numbers": [(name, value) for name in row if (value := _scalar(row, name)) is not None],
+            "numbers": [(name, values) for name in shown if (values := _numbers(row, name))],
         }
         for row in chosen
     ]
+
+
+def _credit_columns(config: dict[str, Any]) -> list[str]:
+    """Return the columns that a chain reads and makes, in order."""
+    names: dict[str, None] = {}
+    for stage, data in config.get("arm", {}).get("chain", {}).items():
+        for columns in data["reads"].values():
+            names.update(dict.fromkeys([columns] if isinstance(columns, str) else columns))
+        names[stage] = None
+    return [name for name in names if name not in _PLUMBING]
 
 
 def _field(row: Row, name: str) -> str:
@@ -142,24 +153,22 @@ def _field(row: Row, name: str) -> str:
 
 
 def _credit(row: Row) -> float:
-    value = _scalar(row, "advantage")
-    return 0.0 if value is None or math.isnan(value) else value
+    values = _numbers(row, "advantage")
+    return values[0] if values and not math.isnan(values[0]) else 0.0
 
 
-def _scalar(row: Row, name: str) -> float | None:
-    """Return one number: of a column over steps the mean over trained ones; None for what is no credit."""
-    value = row[name]
-    if (
-        name in _PLUMBING
-        or name.startswith("field.")
-        or name in ("tokens", "logp", "ref_logp", "prompt_tokens")
-    ):
-        return None
-    if isinstance(value, bool | int | float):
-        return float(value)
+def _numbers(row: Row, name: str) -> list[float]:
+    """Return a column's numbers for a row: one, or one for each stacked signal; over steps and segments the mean."""
+    value = row.get(name)
+    if isinstance(value, float | bool):
+        return [float(value)]
     if not isinstance(value, list) or not value or not isinstance(value[0], float):
-        return None
-    mask = row.get("mask")
-    if isinstance(mask, list) and len(mask) == len(value):
-        value = [v for v, inside in zip(value, mask, strict=True) if inside]
-    return sum(value) / len(value) if value else None
+        return []
+    axes = json.loads(row["axes"]).get(name, "").split()
+    if "k" in axes:
+        return [float(each) for each in value]
+    inside = row.get("mask") if "s" in axes else None
+    kept = [
+        v for v, use in zip(value, inside or [True] * len(value), strict=True) if use and not math.isnan(v)
+    ]
+    return [sum(kept) / len(kept)] if kept else [math.nan]

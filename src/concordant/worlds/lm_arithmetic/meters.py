@@ -4,7 +4,11 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from concordant.core.table import Table
+from concordant.kernels import group_max, majority_vote
 from concordant.rewards import Short, correct, tag_format, written_length
 from concordant.worlds.lm_arithmetic.problems import EASY, HARD
 from concordant.worlds.lm_arithmetic.traces import assess
@@ -22,7 +26,8 @@ def evaluate(table: Table, short_limit: int) -> dict[str, list[float]]:
         arithmetically right, starts from the previous result and uses the question's numbers; true when no
         step is written); consistent (the answer is what the trace arrives at; false without a trace);
         complete (the trace uses every number of the question); sound (accurate, steps valid and
-        consistent); answered (the answer can be read); length (characters besides tags).
+        consistent); answered (the answer can be read); length (characters besides tags); and, on annotated
+        tables, majority (the most frequent answer of the row's group is right).
     """
     judged = defaultdict(list)
     short = Short(short_limit)
@@ -43,7 +48,15 @@ def evaluate(table: Table, short_limit: int) -> dict[str, list[float]]:
         }
         for name, value in row.items():
             judged[name].append(float(value))
+    if "answer_id" in table and table.rows:
+        judged["majority"] = _majority(table, torch.tensor(judged["accuracy"]))
     return dict(judged)
+
+
+def _majority(table: Table, accuracy: Tensor) -> list[float]:
+    """For every row, whether the most frequent answer of its group is right (maj@k of a group of k)."""
+    vote = majority_vote(table["answer_id"], table["group"])
+    return group_max(accuracy * vote.agrees, table["group"]).tolist()
 
 
 def meters(table: Table, short_limit: int) -> dict[str, float]:

@@ -21,13 +21,13 @@ from concordant.worlds.lm_arithmetic.problems import Problem
 class Teacher:
     """Rates of the teacher's habits, as shares of traces unless stated."""
 
-    slip_ceiling: float = 0.6
+    slip_ceiling: float = 0.65
     """Largest slip rate of one step."""
-    slip_digits: float = 2.2
+    slip_digits: float = 2.6
     """Growth of the log-odds of a slip per extra digit of the operands."""
-    slip_terms: float = 1.3
+    slip_terms: float = 1.6
     """Growth of the log-odds of a slip per extra term of the chain."""
-    slip_offset: float = -5.0
+    slip_offset: float = -5.5
     """Log-odds of a slip, before the ceiling, for two one-digit terms."""
     written_only: float = 0.35
     """Share of slips after which the trace goes on from the true value."""
@@ -40,6 +40,10 @@ class Teacher:
     restate: float = 0.25
     check: float = 0.20
     malformed: float = 0.20
+    by_heart: float = 0.10
+    """Share of traces of small sums that end in a wrong result though the answer, known by heart, is right."""
+    sloppy: float = 0.15
+    """Share of restatements and checks that are copied wrongly; the answer does not depend on them."""
     room: int = 53
     """Longest completion in tokens that the teacher makes wordier than necessary."""
 
@@ -133,18 +137,38 @@ def write(problem: Problem, rng: Random, teacher: Teacher) -> str:
     written, value = write_steps(
         problem, min(0.8, rate * (1.6 if terse else 1)), 2 if terse else 1, rng, teacher
     )
+    small = not problem.is_countdown and max(problem.numbers) < 100 and len(problem.numbers) <= 3
+    if teacher.by_heart and small and value == problem.target and rng.random() < teacher.by_heart:
+        written[-1] = spoil(written[-1], rng)
     think, answer = write_answer(problem, ";".join(written), value, rng, teacher)
     if not terse:
-        if rng.random() < teacher.check and _length(f"{think};check {written[-1]}", answer) <= teacher.room:
-            think = f"{think};check {written[-1]}"
-        restated = f"{problem.expression};{think}"
-        if (
-            not problem.is_countdown
-            and rng.random() < teacher.restate
-            and _length(restated, answer) <= teacher.room
-        ):
-            think = restated
+        think = embellish(problem, think, answer, rng, teacher)
     return tag(think, answer, rng, teacher)
+
+
+def spoil(step: str, rng: Random) -> str:
+    """Return a step with a slip in its result."""
+    left, _, result = step.partition("=")
+    return f"{left}={slip(int(result), rng)}"
+
+
+def embellish(problem: Problem, think: str, answer: str, rng: Random, teacher: Teacher) -> str:
+    """Add a check of the last step and a restatement of the sum, where there is room, sometimes copied wrongly."""
+    last = think.rpartition(";")[2]
+    if rng.random() < teacher.check and _length(f"{think};check {last}", answer) <= teacher.room:
+        sloppy = teacher.sloppy and rng.random() < teacher.sloppy
+        think = f"{think};check {spoil(last, rng) if sloppy else last}"
+    restated = f"{problem.expression};{think}"
+    if (
+        not problem.is_countdown
+        and rng.random() < teacher.restate
+        and _length(restated, answer) <= teacher.room
+    ):
+        if teacher.sloppy and rng.random() < teacher.sloppy:
+            first = abs(slip(problem.numbers[0], rng))
+            restated = f"{first}{problem.expression[len(str(problem.numbers[0])) :]};{think}"
+        think = restated
+    return think
 
 
 def write_hinted(problem: Problem, rng: Random, teacher: Teacher, level: int) -> str:
