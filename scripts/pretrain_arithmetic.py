@@ -79,7 +79,17 @@ SETTLE = Phase(
     },
 )  # fmt: skip
 """Settles the arithmetic and teaches to write and use hints."""
-HABITS = replace(SETTLE, steps=600, lr=8e-4, teacher=Teacher())
+HABITS = Phase(
+    steps=800,
+    lr=1e-3,
+    mix={
+        "2x1": 0.08, "3x1": 0.12, "2x2": 0.20, "4x1": 0.08, "3x2": 0.14, "2x3": 0.09, "5x1": 0.06,
+        "6x1": 0.03, "4x2": 0.06, "3x3": 0.04, "5x2": 0.03, "4x3": 0.02, "countdown": 0.05,
+    },
+    skills={"solve": 0.74, "hint": 0.09, "hinted": 0.17},
+    teacher=Teacher(),
+    hint_mix=SETTLE.hint_mix,
+)  # fmt: skip
 """Brings in all habits of the teacher, whose slips now depend more on the size of the problem."""
 PHASES = (LEARN, SETTLE, HABITS)
 

@@ -160,3 +160,11 @@ def test_inputs_are_untouched_and_results_repeat(arm: Arm) -> None:
 def test_arms_pickle_and_print_as_data(arm: Arm) -> None:
     assert pickle.loads(pickle.dumps(arm.chain)) == arm.chain
     assert plain(arm)["chain"].keys() == arm.chain.stages.keys()
+
+
+@pytest.mark.parametrize("arm_name", ["gdpo", "grpo", "grpo-no-std", "gdpo-no-whitening"])
+def test_a_tied_group_among_others_trains_nothing_at_all(arm_name: str) -> None:
+    arm = recipes.get("gdpo").arm(arm_name)
+    for seed in range(20):
+        made, _ = arm.chain.apply(rollouts(arm, seed), Context(Rng(5), Progress(1, 4), arm.chain.init()))
+        assert torch.equal(made["advantage"][-SIZE:], torch.zeros(SIZE, STEPS))

@@ -36,6 +36,7 @@ def test_every_failure_is_missing_with_its_reason() -> None:
     assert reasons[4] == "returned str, not a number"
     assert reasons[5].startswith("raised ZeroDivisionError")
     assert scores.calls == 6
+    assert scores.table.fields["missing"][:2] == [{}, {"flaky": "returned None"}]
 
 
 def test_fields_are_passed_by_name_and_an_unknown_one_names_the_nearest() -> None:

@@ -46,11 +46,17 @@ def verb(
     for failure in result["failures"]:
         note(f"\nfailed: {failure['arm']} seed {failure['seed']}: {failure['error']}")
     if not json:
-        reused = sum(outcome.status == "reused" for outcome in outcomes)
-        again = f", {reused} of {len(outcomes)} runs were there already" if reused else ""
-        ending = f"{time.monotonic() - started:.0f} s{again}." + (f" Report: {page}" if page else "")
-        console().print(ending, soft_wrap=True, markup=False)
+        _end(time.monotonic() - started, outcomes, page)
     raise typer.Exit(exit_code(result))
+
+
+def _end(seconds: float, outcomes: Any, page: Path | None) -> None:
+    """Say how long it took, what was there already, and where the report lies."""
+    reused = sum(outcome.status == "reused" for outcome in outcomes)
+    again = f", {reused} of {len(outcomes)} runs were there already" if reused else ""
+    console().print(
+        f"{seconds:.0f} s{again}." + (f" Report: {page}" if page else ""), soft_wrap=True, markup=False
+    )
 
 
 def measured(plan: Any, jobs: int) -> Any:

@@ -35,7 +35,7 @@ def verb(
     from concordant.experiment import build
 
     _check_own({"--model": model, "--data": data, "--reward": reward})
-    own = {"model": model or None, "data": data, "rewards": tuple(reward)}
+    own: dict[str, Any] = {"model": model or None, "data": data, "rewards": tuple(reward)}
     experiment = build(slug, arm=arm or None, profile=profile, seed=seed, sets=tuple(set_), **own)
     folder = out / experiment.folder
     summary = execute(recipes.get(slug), experiment, folder, fresh)

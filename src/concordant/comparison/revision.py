@@ -1,9 +1,10 @@
 """A content hash of the code that a recipe's numbers depend on.
 
 It covers the source of the recipe's module, the resolved arms, and the source of everything of this package that the
-arms reach: kernels with the helpers they call, objective parts, samplers, probes and rewards, and their classes. The
-training loop, the policies and the worlds are not in it: they serve all recipes, and a change there that moves results
-is for the change log and a new board. A result whose hash differs from the present one is older than its code.
+arms reach: kernels with the helpers they call, objective parts, samplers, probes and rewards, and their classes; and
+every file of the world, its base policy included. The training loop and the policies are not in it: they serve all
+recipes, and a change there that moves results is for the change log and a new board. A result whose hash differs from
+the present one is older than its code.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concordant.comparison.differences import outline
@@ -30,12 +32,20 @@ def revision(recipe: "Recipe") -> str:
         f"recipe {recipe.slug}": _recipe_source(recipe),
         "arms": json.dumps({name: _arm_data(arm) for name, arm in recipe.arms.items()}, sort_keys=True),
     }
+    sources |= {f"world {name}": content for name, content in _world_files(recipe.world).items()}
     for part in reached(recipe.arms):
         sources[f"{part.__module__}:{part.__qualname__}"] = _source(part)
     digest = hashlib.sha256()
     for name in sorted(sources):
         digest.update(f"{name}\n{sources[name]}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _world_files(world: str) -> dict[str, str]:
+    """Return a hash for each file of a world's package."""
+    folder = Path(__file__).parents[1] / "worlds" / world.replace("/", "_", 1)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _arm_data(arm: "Arm") -> dict[str, Any]:

@@ -37,7 +37,8 @@ def batch_zscore(
         Shape (b *e), no unit; mean 0 over the judged entries (over the units, if `unit` is given).
 
     Degenerate cases: equal values, and a batch of one value, give exactly 0.0; outside `mask` gives 0; not
-    judged gives NaN.
+    judged gives NaN. A mean no larger than the rounding of x itself (its largest value times the dtype's
+    epsilon) is taken as 0, so that a 0 (a group without signal) stays exactly 0.
 
     Differences: TRL `normalize_then_sum` is the default here, over rollouts. verl `masked_whiten` is x of
     shape (b s) with `mask`, `eps=1e-8, eps_at="var"`; it weighs rollouts by length, so that a group without
@@ -68,7 +69,10 @@ def batch_zscore(
     check.finite("batch_zscore", "x", values)
     one = torch.zeros(1, dtype=torch.long, device=x.device).expand(values.numel())
     whole = cells.moments(values, one, 1, ddof=ddof, unit=units)
-    z = torch.where(whole.std > 0, whole.centred / cells.divisor(whole.std, eps, eps_at), 0.0)
+    centred = whole.centred
+    if unit is None and values.numel() and whole.mean.abs() <= torch.finfo(x.dtype).eps * values.abs().max():
+        centred = values  # a mean that the rounding of x alone can make is 0
+    z = torch.where(whole.std > 0, centred / cells.divisor(whole.std, eps, eps_at), 0.0)
     if whole_batch:
         return z.to(x.dtype).reshape(x.shape)
     outside = torch.full_like(x, torch.nan, requires_grad=False)

@@ -73,7 +73,6 @@ def decode(
     uniform: Tensor,
     temperature: float,
     stops: Tensor,
-    pad: int,
 ) -> Decoded:
     """Sample completions.
 
@@ -84,28 +83,27 @@ def decode(
         uniform: random numbers, float64 (b s); their width is the longest completion.
         temperature: 0 is greedy, and log-probabilities are those at temperature 1 then.
         stops: ids that end a completion, int64 (e), possibly none.
-        pad: id written after the end.
 
     Returns:
-        The completions, cut to the longest one. A row without an end token was cut off at the width.
+        The completions, cut to the longest one; ids after the end are 0. A row without an end token was cut off.
     """
-    tokens = torch.full(uniform.shape, pad, device=source.device)
+    tokens = torch.zeros(uniform.shape, dtype=torch.int64, device=source.device)
     mask = torch.zeros(uniform.shape, dtype=torch.bool, device=source.device)
     logp = torch.zeros(uniform.shape, device=source.device)
     rows = torch.arange(len(source), device=source.device)  # rows without an end token so far
     with torch.inference_mode():
-        prefixes = Prefixes(forward, *prompts, max(len(rows), len(prompts[0])), uniform.shape[1])
+        prefixes = Prefixes(forward, *prompts, len(rows), uniform.shape[1])
         size = prefixes.logits.shape[-1]
         for t in range(uniform.shape[1]):
             logits = prefixes.logits[source]
             chosen = choose(logits, uniform[rows, t], temperature)
             tokens[rows, t], mask[rows, t] = chosen, True
             logp[rows, t] = chosen_logp(logits, chosen, temperature or 1.0)
-            live = ~(chosen[:, None] == stops).any(1)
+            live = ~torch.isin(chosen, stops)
             rows, following = rows[live], (source * size + chosen)[live]
             if len(rows) == 0 or t + 1 == uniform.shape[1]:
                 break
             following, source = following.unique(return_inverse=True)
             source = prefixes.step(following // size, following % size)[source]
-    steps = int(mask.any(0).sum())
-    return Decoded(tokens[:, :steps], mask[:, :steps], logp[:, :steps])
+    used = mask.any(0)
+    return Decoded(tokens[:, used], mask[:, used], logp[:, used])

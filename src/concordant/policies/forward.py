@@ -72,7 +72,7 @@ class Forward:
         return logits
 
     def new_cache(self, rows: int, room: int) -> Any:
-        """Return an empty cache for at most `rows` rows and `room` tokens after the prompt."""
+        """Return an empty cache for at most `rows` rows and `room` tokens after the prompts."""
         from concordant.policies.cache import Selected, Slots
 
         return Slots(self.layers, rows, room) if self.packs else Selected(config=self.model.config)

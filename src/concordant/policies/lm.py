@@ -136,24 +136,24 @@ class LMPolicy:
         return Table.of(columns, self._fields(tasks, prompts, group, drawn))
 
     def _decode(self, prompts: Prompts, source: Tensor, uniform: Tensor, plan: SamplePlan) -> Decoded:
-        """Decode in batches of whole rows; results come back to the host."""
+        """Decode in batches of whole rows; results come back to the host, padded."""
         device, parts = self.device, []
+        stops = torch.tensor(self.stops, dtype=torch.int64, device=device)
         for rows in torch.arange(len(source)).split(plan.batch_rows):
             used, local = source[rows].unique(return_inverse=True)
             batch = (prompts.tokens[used].to(device), prompts.mask[used].to(device))
-            stops = torch.tensor(self.stops, dtype=torch.int64, device=device)
             numbers = uniform[rows].to(device)
-            pad = pad_id(self.tokenizer)
-            parts.append(decode(self.forward, batch, local.to(device), numbers, plan.temperature, stops, pad))
-        width = max(part.tokens.shape[1] for part in parts)
+            parts.append(decode(self.forward, batch, local.to(device), numbers, plan.temperature, stops))
+        width = max(part.mask.shape[1] for part in parts)
 
-        def join(name: str, fill: float) -> Tensor:
+        def join(name: str) -> Tensor:
             pieces = [getattr(part, name).cpu() for part in parts]
             return torch.cat(
-                [torch.nn.functional.pad(p, (0, width - p.shape[1]), value=fill) for p in pieces]
+                [torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces]
             )
 
-        return Decoded(join("tokens", pad_id(self.tokenizer)), join("mask", False), join("logp", 0.0))
+        mask = join("mask")
+        return Decoded(join("tokens").masked_fill(~mask, pad_id(self.tokenizer)), mask, join("logp"))
 
     def _ended(self, drawn: Decoded) -> Tensor:
         """Which rows hold an end token."""

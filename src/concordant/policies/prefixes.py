@@ -140,7 +140,9 @@ def _layout(nodes: Tensor, flat: Tensor, length: Tensor) -> Layout:
     """
     count, width = nodes.shape
     step = max(-(-count // BLOCKS), SMALL)
-    blocks, starts, offset = [], [], 0
+    blocks: list[Tensor] = []
+    starts: list[int] = []
+    offset = 0
     for start in range(0, count, step):
         longest = max(int(length[start]), 1)
         block = nodes[start : start + step, :longest]

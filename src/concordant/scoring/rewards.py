@@ -33,7 +33,10 @@ class Reward:
 
 @dataclass(frozen=True)
 class Scores:
-    """Result of a scoring pass: the table with one float column per reward, and why which value is missing."""
+    """Result of a scoring pass: the table with one float column per reward, and why which value is missing.
+
+    The table's field `missing` says the same for each row, `{reward: reason}`, so that it stays with the rollout.
+    """
 
     table: Table
     missing: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
@@ -95,7 +98,8 @@ def score(table: Table, rewards: Sequence[Reward]) -> Scores:
             )
         columns[reward.name] = ("b", torch.tensor(values, dtype=torch.float32))
         missing[reward.name] = reasons
-    return Scores(table.with_columns(columns), missing, table.rows * len(rewards))
+    by_row = [{name: why[row] for name, why in missing.items() if row in why} for row in range(table.rows)]
+    return Scores(table.with_columns(columns, {"missing": by_row}), missing, table.rows * len(rewards))
 
 
 def _as_number(value: Any) -> tuple[float, str]:

@@ -21,11 +21,11 @@ from concordant.worlds.lm_arithmetic.problems import Problem
 class Teacher:
     """Rates of the teacher's habits, as shares of traces unless stated."""
 
-    slip_ceiling: float = 0.65
+    slip_ceiling: float = 0.7
     """Largest slip rate of one step."""
     slip_digits: float = 2.6
     """Growth of the log-odds of a slip per extra digit of the operands."""
-    slip_terms: float = 1.6
+    slip_terms: float = 1.7
     """Growth of the log-odds of a slip per extra term of the chain."""
     slip_offset: float = -5.5
     """Log-odds of a slip, before the ceiling, for two one-digit terms."""
@@ -40,9 +40,9 @@ class Teacher:
     restate: float = 0.25
     check: float = 0.20
     malformed: float = 0.20
-    by_heart: float = 0.10
-    """Share of traces of small sums that end in a wrong result though the answer, known by heart, is right."""
-    sloppy: float = 0.15
+    by_heart: float = 0.05
+    """Share of traces of two-term sums that end in a wrong result though the answer, known by heart, is right."""
+    sloppy: float = 0.22
     """Share of restatements and checks that are copied wrongly; the answer does not depend on them."""
     room: int = 53
     """Longest completion in tokens that the teacher makes wordier than necessary."""
@@ -137,7 +137,7 @@ def write(problem: Problem, rng: Random, teacher: Teacher) -> str:
     written, value = write_steps(
         problem, min(0.8, rate * (1.6 if terse else 1)), 2 if terse else 1, rng, teacher
     )
-    small = not problem.is_countdown and max(problem.numbers) < 100 and len(problem.numbers) <= 3
+    small = max(problem.numbers) < 100 and len(problem.numbers) == 2
     if teacher.by_heart and small and value == problem.target and rng.random() < teacher.by_heart:
         written[-1] = spoil(written[-1], rng)
     think, answer = write_answer(problem, ";".join(written), value, rng, teacher)

@@ -31,7 +31,7 @@ class ArithmeticConfig:
 
     levels: tuple[str, ...] = LEVELS
     """Levels that tasks are drawn from, in equal shares; `problems.HARD` is the sparse-reward subset."""
-    short_limit: int = 17
+    short_limit: int = 28
     """Characters besides tags that the reward `short` allows."""
     test_prompts: int = 520
     """Largest number of test prompts that can be asked for."""
