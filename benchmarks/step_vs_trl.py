@@ -171,32 +171,34 @@ def make_run(options: argparse.Namespace, folder: Path) -> Any:
 
 
 def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train with our loop; return the seconds of each step, the floor of each step and what was left out."""
+    """Train with our loop; return the seconds of each step, the floor of the same steps and what was left out."""
     run = make_run(options, folder)
-    seconds, lines = [], []
-    for _ in range(options.warmup + options.steps):
+    seconds, lines, floors = [], [], []
+    for step in range(options.warmup + options.steps):
+        if step >= options.warmup:
+            floors.append(floor(run))
         start = time.perf_counter()
         lines.append(run.advance())
         seconds.append(time.perf_counter() - start)
-    floors = [floor(run, step) for step in range(options.floor_steps)]
-    parts = {name: statistics.median(f[name] for f in floors) for name in floors[0]} if floors else {}
     kept = lines[options.warmup :]
-    counts = {name: statistics.mean(line[name] for line in kept) for name in ("rows_active", "rows_forward")}
-    shift = max(line["logp_shift"] for line in kept)
-    return {"seconds": seconds[options.warmup :], "floor": parts, "logp_shift": shift, **counts}
+    return {
+        "seconds": seconds[options.warmup :],
+        "floor": {name: statistics.median(f[name] for f in floors) for name in floors[0]},
+        "logp_shift": max(line["logp_shift"] for line in kept),
+        **{name: statistics.mean(line[name] for line in kept) for name in ("rows_active", "rows_forward")},
+    }
 
 
-def floor(run: Any, step: int) -> dict[str, float]:
-    """Seconds of sampling, and of one pass over the informative rollouts, without any bookkeeping."""
+def floor(run: Any) -> dict[str, float]:
+    """Seconds of sampling, and of one pass over the informative rollouts, of the step that comes next."""
     from concordant.core.chain import Context
-    from concordant.core.seeds import Progress, Rng
+    from concordant.core.seeds import Progress
 
-    tasks, rng = run.world.tasks("train", 1, step, PROMPTS), Rng(1).at(step)
+    tasks, rng = run._tasks(), run.rng.at(run.step)
     start = time.perf_counter()
-    table = run.policy.sample(tasks, run.plan, rng)
+    table = run.policy.sample(tasks, run.plan, rng.child("sample"))
     sampled = time.perf_counter()
-    scored = run._score(table).table
-    scored, _ = run.arm.chain.apply(scored, Context(rng, Progress(), {}))
+    scored, _ = run.arm.chain.apply(run._score(table).table, Context(rng, Progress(), {}))
     active = run.arm.objective.prepare(scored).active()
     middle = time.perf_counter()
     if len(active):
@@ -219,7 +221,7 @@ def work(options: argparse.Namespace) -> None:
 
 def call(options: argparse.Namespace, engine: str, case: str) -> dict[str, Any]:
     """Run one engine in its own process."""
-    names = ("steps", "warmup", "new_tokens", "threads", "floor_steps")
+    names = ("steps", "warmup", "new_tokens", "threads")
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     command = [sys.executable, __file__, f"--engine={engine}", f"--case={case}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -279,7 +281,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--floor-steps", type=int, default=6)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--engine", choices=("trl", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)

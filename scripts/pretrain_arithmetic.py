@@ -1,6 +1,6 @@
 """Make the base policy and the step scorer that ship with the world `lm/arithmetic`.
 
-    python scripts/pretrain_arithmetic.py                 # both, about half an hour on one core
+    python scripts/pretrain_arithmetic.py                 # both, about 45 minutes on one core
     python scripts/pretrain_arithmetic.py --part scorer   # only the step scorer, from the shipped base
 
 The corpus is written by `concordant.worlds.lm_arithmetic.teacher`; same seed, machine and thread count give

@@ -179,7 +179,9 @@ def test_hints_of_the_start_come_from_the_reference() -> None:
     ("schedule", "levels"),
     [(HintSchedule(up=0.1, down=0.35), (1, 0, 3, 2)), (HintSchedule(up=0.35, down=1.0), (1, 1, 3, 3))],
 )
-def test_light_schedule_with_code_and_paper_thresholds(schedule: HintSchedule, levels: tuple[int, ...]) -> None:
+def test_light_schedule_with_code_and_paper_thresholds(
+    schedule: HintSchedule, levels: tuple[int, ...]
+) -> None:
     visits = zip((0, 1, 3, 2), (0.0, 0.5, 0.0, 0.2), strict=True)
     assert tuple(schedule.next_level(level, rate) for level, rate in visits) == levels
     swapped = replace(schedule, up=schedule.down, down=schedule.up)

@@ -15,6 +15,7 @@ from concordant.worlds.lm_arithmetic import (
     EASY,
     HARD,
     LEVELS,
+    MIX,
     ArithmeticConfig,
     ArithmeticWorld,
     columns,
@@ -50,17 +51,17 @@ def test_validate_finds_nothing_and_finds_a_wrong_key(monkeypatch):
 
 
 def test_splits_are_disjoint_and_draws_are_addressed():
-    test = WORLD.tasks("test", count=520)
+    test = WORLD.tasks("test", count=512)
     train = [task for step in range(40) for task in WORLD.tasks("train", 3, step, 39)]
     assert {t.fields["problem"] for t in test}.isdisjoint(t.fields["problem"] for t in train)
-    assert len({t.id for t in test}) == 520
+    assert len({t.id for t in test}) == 512
     assert test[:13] == WORLD.tasks("test", seed=9, step=9, count=13)
     assert WORLD.tasks("train", 3, 5, 8) == WORLD.tasks("train", 3, 5, 20)[:8]
     assert WORLD.tasks("train", 3, 5, 8) != WORLD.tasks("train", 3, 6, 8)
-    counts = [sum(t.fields["level"] == level for t in test) for level in LEVELS]
-    assert counts == [40] * len(LEVELS)
+    counts = {level: sum(t.fields["level"] == level for t in test) for level in LEVELS}
+    assert counts == {level: 32 * MIX.count(level) for level in LEVELS}
     with pytest.raises(ConfigError, match="test_prompts"):
-        WORLD.tasks("test", count=521)
+        WORLD.tasks("test", count=513)
 
 
 def test_levels_select_tasks():

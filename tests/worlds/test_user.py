@@ -144,13 +144,19 @@ def test_a_run_whose_rewards_always_tie_ends_with_the_weights_it_began_with(tmp_
 
 def test_reasons_of_missing_rewards_are_recorded(tmp_path: Path) -> None:
     data, _ = make_data(tmp_path)
-    write(tmp_path / "r.py", "def odd(completion, answer):", "    return 1.0 if int(answer) % 4 == 1 else 1 / 0")
+    write(
+        tmp_path / "r.py", "def odd(completion, answer):", "    return 1.0 if int(answer) % 4 == 1 else 1 / 0"
+    )
     e = build("grpo", profile="smoke", model=str(make_model(tmp_path / "model")), data=data,
               rewards=(f"{tmp_path / 'r.py'}:odd",), sets=["train.max_new_tokens=4"])  # fmt: skip
     train(e, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert any("odd: raised ZeroDivisionError: division by zero" in line.get("missing_reasons", {}) for line in lines)
-    assert all(line["useful"] == 0.0 for line in lines), "rows that are left tie, rows that are missing do not train"
+    assert any(
+        "odd: raised ZeroDivisionError: division by zero" in line.get("missing_reasons", {}) for line in lines
+    )
+    assert all(line["useful"] == 0.0 for line in lines), (
+        "rows that are left tie, rows that are missing do not train"
+    )
 
 
 def test_a_broken_reward_stops_the_run_and_leaves_no_summary(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ def table_numbers(table: Table, rewards: Sequence[str], objective: Any) -> dict[
         values = table[name]
         log[f"reward/{name}"] = float(values.nanmean())
         log[f"missing/{name}"] = float(values.isnan().float().mean())
-    reasons = Counter(f"{name}: {why}" for row in table.fields.get("missing", []) for name, why in row.items())
+    reasons = Counter(
+        f"{name}: {why}" for row in table.fields.get("missing", []) for name, why in row.items()
+    )
     if reasons:
         log["missing_reasons"] = dict(reasons.most_common(5))
     advantage = [table[stream.advantage] for stream in objective.streams]

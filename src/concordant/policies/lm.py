@@ -47,7 +47,8 @@ class SamplePlan:
 class LMPolicy:
     """A causal language model that samples tables and scores them again.
 
-    The model always runs in evaluation mode (no dropout), so a freshly sampled row has ratio 1 up to float tolerance.
+    The model always runs in evaluation mode (no dropout), so a freshly sampled row has ratio 1 up to float tolerance. A
+    model on `sdpa` is switched to an attention function of ours that computes the same (see `attention`).
     Rows are addressed by id: what a row samples depends on the random stream, its id and its prompt, not on the batch.
     """
 
@@ -197,11 +198,11 @@ class LMPolicy:
             table: columns prompt_tokens, prompt_mask (b q), tokens, mask (b s), temperature (b), as `sample` made them.
 
         Returns:
-            float32, natural logarithm, shape (b s).
+            float32, natural logarithm, shape (b s), on the device of the table.
         """
-        device = self.device
+        device, home = self.device, table["mask"].device
         columns = ("prompt_tokens", "prompt_mask", "tokens", "mask", "temperature")
-        return completion_logp(self.forward, *(table[name].to(device) for name in columns))
+        return completion_logp(self.forward, *(table[name].to(device) for name in columns)).to(home)
 
     def score(self, table: Table, *, tokens: int = 16384) -> Tensor:
         """Return `logp` without graph, in batches of similar length.
@@ -220,7 +221,7 @@ class LMPolicy:
         with torch.inference_mode():
             while start < len(order):
                 rows = order[start : start + max(tokens // max(int(lengths[order[start]]), 1), 1)]
-                result[rows] = self.logp(table.take(rows)).to(result.device)
+                result[rows] = self.logp(table.take(rows))
                 start += len(rows)
         return result
 

@@ -62,7 +62,7 @@ recipe = Recipe(
         ),
     ),
     world_options={"levels": HARD},
-    profiles={"quick": {"prompts": 8, "group_size": 8, "steps": 400, "token_budget": 150_000}},
+    profiles={"quick": {"prompts": 8, "group_size": 8, "steps": 400, "token_budget": 230_000}},
     provenance={
         "sampler.levels": "3 [paper+code]",
         "objective.term": "clip 0.2 / 0.28 [code]",

@@ -8,7 +8,7 @@ import torch
 
 from concordant.core.seeds import Rng
 from concordant.core.table import Table
-from concordant.kernels import group_max, group_mean
+from concordant.kernels import group_mean, no_positive_groups
 from concordant.samplers.base import Ask, Cost, Drawn, Scored, cost_of
 
 NEEDS = ("hint_prompt", "hinted_task", "parse_hints", "hint_leaks", "hint_tokens")
@@ -119,8 +119,8 @@ class HintLadder:
 
 def _unsolved(table: Table, metric: str) -> list[int]:
     """Groups without a positive member (all-correct groups are solved)."""
-    best = group_max(table[metric], table["group"])
-    return sorted(set(table["group"][best <= 0].tolist()))
+    unsolved = no_positive_groups(table[metric], table["group"])
+    return sorted(set(table["group"][unsolved].tolist()))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,21 @@
 an imperfect teacher.
 """
 
-from concordant.worlds.lm_arithmetic.problems import EASY, HARD, LEVELS
+from concordant.worlds.lm_arithmetic.problems import EASY, HARD, LEVELS, MIX
 from concordant.worlds.lm_arithmetic.scorer import StepScorer
 from concordant.worlds.lm_arithmetic.world import ArithmeticConfig, ArithmeticWorld
 
 Config = ArithmeticConfig
 World = ArithmeticWorld
 
-__all__ = ["EASY", "HARD", "LEVELS", "ArithmeticConfig", "ArithmeticWorld", "Config", "StepScorer", "World"]
+__all__ = [
+    "EASY",
+    "HARD",
+    "LEVELS",
+    "MIX",
+    "ArithmeticConfig",
+    "ArithmeticWorld",
+    "Config",
+    "StepScorer",
+    "World",
+]

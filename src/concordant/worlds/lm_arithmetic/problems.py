@@ -16,6 +16,8 @@ from concordant.rewards.numbers import read_expression
 CHAINS = ("2x1", "3x1", "2x2", "4x1", "3x2", "2x3", "5x1", "6x1", "4x2", "3x3", "5x2", "4x3")
 LEVELS = (*CHAINS, "countdown")
 """`TxD` is a chain of T terms of D digits; `countdown` asks for an expression of three given numbers."""
+MIX = (*LEVELS, "2x1", "5x2", "4x3")
+"""Levels of the world as it is trained on: the easiest and the hardest have two shares, so that many groups tie."""
 EASY = ("2x1", "3x1", "2x2")
 HARD = ("6x1", "5x2", "4x3")
 _MASK = (1 << 62) - 1

@@ -17,7 +17,7 @@ from concordant.core.table import Table
 from concordant.rewards import Short, correct, tag_format
 from concordant.worlds.base import Task
 from concordant.worlds.lm_arithmetic import columns, hints, meters, problems
-from concordant.worlds.lm_arithmetic.problems import LEVELS, Problem
+from concordant.worlds.lm_arithmetic.problems import MIX, Problem
 from concordant.worlds.lm_arithmetic.scorer import StepScorer
 from concordant.worlds.lm_arithmetic.traces import assess
 
@@ -29,11 +29,11 @@ _ID = (1 << 62) - 1
 class ArithmeticConfig:
     """Options of the world."""
 
-    levels: tuple[str, ...] = LEVELS
-    """Levels that tasks are drawn from, in equal shares; `problems.HARD` is the sparse-reward subset."""
+    levels: tuple[str, ...] = MIX
+    """Levels that tasks are drawn from, in equal shares (one named twice has two); `problems.HARD` is the sparse-reward subset."""
     short_limit: int = 28
     """Characters besides tags that the reward `short` allows."""
-    test_prompts: int = 520
+    test_prompts: int = 512
     """Largest number of test prompts that can be asked for."""
 
     def __post_init__(self) -> None:
