@@ -87,9 +87,8 @@ def decode(
     Returns:
         The completions, cut to the longest one; ids after the end are 0. A row without an end token was cut off.
     """
-    tokens = torch.zeros(uniform.shape, dtype=torch.int64, device=source.device)
-    mask = torch.zeros(uniform.shape, dtype=torch.bool, device=source.device)
-    logp = torch.zeros(uniform.shape, device=source.device)
+    kinds = (torch.int64, torch.bool, torch.float32)
+    tokens, mask, logp = (torch.zeros(uniform.shape, dtype=kind, device=source.device) for kind in kinds)
     rows = torch.arange(len(source), device=source.device)  # rows without an end token so far
     with torch.inference_mode():
         prefixes = Prefixes(forward, *prompts, len(rows), uniform.shape[1])

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from concordant.core.errors import CheckpointError, ConfigError, DataError, nearest
 from concordant.core.seeds import Rng
@@ -149,9 +150,7 @@ class LMPolicy:
 
         def join(name: str) -> Tensor:
             pieces = [getattr(part, name).cpu() for part in parts]
-            return torch.cat(
-                [torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces]
-            )
+            return torch.cat([pad(piece, (0, width - piece.shape[1])) for piece in pieces])
 
         mask = join("mask")
         return Decoded(join("tokens").masked_fill(~mask, pad_id(self.tokenizer)), mask, join("logp"))
@@ -177,10 +176,7 @@ class LMPolicy:
             )
         stops = set(self.stops)
         lengths, rows = drawn.mask.sum(1).tolist(), drawn.tokens.tolist()
-        kept = [
-            row[: n - 1] if n and row[n - 1] in stops else row[:n]
-            for row, n in zip(rows, lengths, strict=True)
-        ]
+        kept = [row[: n - (row[n - 1] in stops)] for row, n in zip(rows, lengths, strict=True)]
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         order = group.tolist()
         return {
@@ -238,10 +234,8 @@ class LMPolicy:
     def snapshot(self) -> Self:
         """Return a frozen copy of what training moves; weights that stay frozen (the base under LoRA) are shared."""
         moved = set(self.names)
-        fixed = [p for name, p in self.model.named_parameters() if name not in moved] + list(
-            self.model.buffers()
-        )
-        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in fixed})
+        fixed = [p for name, p in self.model.named_parameters() if name not in moved]
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in (*fixed, *self.model.buffers())})
         copied = type(self)(model, self.tokenizer)
         copied.names = self.names
         for parameter in copied._moved().values():

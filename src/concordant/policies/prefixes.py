@@ -97,11 +97,8 @@ def tree(prompt: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tensor, salt
     classes, first, valid = _classes(rows, salt[order])
     count, width = classes.shape
     size, device = len(first), mask.device
-    reads = (
-        (valid & (torch.arange(1, width + 1, device=device) < rows.length[:, None]))
-        .reshape(-1)
-        .nonzero()[:, 0]
-    )
+    read = valid & (torch.arange(1, width + 1, device=device) < rows.length[:, None])
+    reads = read.reshape(-1).nonzero()[:, 0]  # the last token of a row is predicted, never read
     used = torch.full((size,), count * width, device=device)
     used = used.scatter_reduce(0, classes.reshape(-1)[reads], reads, "amin")
     is_node = used < count * width

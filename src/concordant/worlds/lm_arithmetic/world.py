@@ -30,7 +30,7 @@ class ArithmeticConfig:
     """Options of the world."""
 
     levels: tuple[str, ...] = MIX
-    """Levels that tasks are drawn from, in equal shares (one named twice has two); `problems.HARD` is the sparse-reward subset."""
+    """Levels that tasks are drawn from, in equal shares (one named twice has two); `HARD` is the sparse subset."""
     short_limit: int = 28
     """Characters besides tags that the reward `short` allows."""
     test_prompts: int = 512
