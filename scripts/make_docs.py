@@ -1,6 +1,8 @@
 """Write docs/systems.md and one page per recipe from the recipes; `--check` only says what is not current."""
 
 import argparse
+import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,32 @@ def index(recipes: list[dict[str, Any]]) -> str:
             for each in chosen
         ]
         lines += [f"## {title}", "", *table(("recipe", "what", "world", "stages", "against"), rows)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *measured()])
+
+
+def measured() -> list[str]:
+    """Claims and verdicts of all committed results; a difference is the mean over seeds, on the same seeds."""
+    rows = []
+    for path in sorted((ROOT / "results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for claim in result["claims"]:
+            rows.append(
+                (result["slug"], *verdict_row(claim), f"{result['profile']}, {len(result['seeds'])} seeds")
+            )
+    head = ("recipe", "claim", "difference [95 % interval]", "verdict", "profile")
+    text = "On the world of the recipe, as `concordant compare` measured it; `concordant board` says what is stale."
+    return ["## Measured", "", text, "", *table(head, rows)] if rows else []
+
+
+def verdict_row(claim: dict[str, Any]) -> tuple[str, str, str]:
+    sign = ">" if claim["direction"] == "higher" else "<"
+    low, high = claim["interval"] or (math.nan, math.nan)
+    value = f"{claim['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return (
+        f"{claim['metric']}: {claim['arm']} {sign} {claim['versus']}",
+        value,
+        f"**{claim['verdict']}**: {claim['reason']}",
+    )
 
 
 def stages(shown: dict[str, Any]) -> str:
