@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from concordant.core.chain import chain, part, stage
-from concordant.core.errors import ChainError, ConcordantError
+from concordant.core.errors import ConcordantError, ConfigError
 from concordant.core.recipe import Arm, Experiment, Reference
 from concordant.core.seeds import Progress, Rng
 from concordant.core.table import Table
@@ -100,8 +100,8 @@ def test_kl_pulls_rows_without_advantage_towards_the_reference(own: dict[str, An
     for _ in range(2):
         lines.append(run.advance())
     assert lines[1]["rows_active"] == lines[1]["rollouts"], "with a KL term every row has force"
-    with pytest.raises(ChainError, match="reads a reference model"):
-        started(with_arm(e, reference=None), tmp_path / "none")
+    with pytest.raises(ConfigError, match="reads a reference model"):
+        with_arm(e, reference=None)
 
 
 @dataclasses.dataclass(frozen=True)

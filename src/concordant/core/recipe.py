@@ -106,6 +106,17 @@ class Arm:
     train: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
+    def __post_init__(self) -> None:
+        if self.needs_reference and self.reference is None:
+            raise ConfigError("this arm reads a reference model; give it reference=Reference(...)")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether objective, sampler or a probe asks a reference model."""
+        return any(
+            getattr(part, "needs_reference", False) for part in (self.objective, self.sampler, *self.probes)
+        )
+
 
 @dataclass(frozen=True)
 class Claim:

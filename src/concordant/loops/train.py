@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from concordant.core.chain import Context
-from concordant.core.errors import ChainError
 from concordant.core.progress import track
 from concordant.core.recipe import Experiment
 from concordant.core.seeds import Progress, Rng
@@ -45,7 +44,7 @@ class Run:
             for r in self.arm.rewards
         ]
         self.sampler = self.arm.sampler or Once()
-        self.reference = self._make_reference()
+        self.reference = self.policy.snapshot() if self.arm.needs_reference else None
         self.learners = [
             spec.build(self.world, self.policy, self.rng.child("init")) for spec in self.arm.learners
         ]
@@ -58,16 +57,6 @@ class Run:
         self.curve: list[dict[str, Any]] = []
         self.meters: dict[str, float] = {}
         self.records = Records(folder)
-
-    def _make_reference(self) -> Any:
-        parts = (self.arm.objective, self.sampler, *self.arm.probes)
-        if not any(part.needs_reference for part in parts):
-            return None
-        if self.arm.reference is None:
-            raise ChainError(
-                f"arm {self.experiment.arm_name!r} reads a reference model; give it reference=Reference(...)"
-            )
-        return self.policy.snapshot()
 
     # ---- state -------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """SAGE: prompts that nobody solves are sampled again with hints that the policy wrote itself (2026-02)."""
 
+from dataclasses import replace
+
 from concordant.core.chain import Chain, keep, part, stage
-from concordant.core.recipe import Arm, Claim, Recipe
+from concordant.core.recipe import Arm, Claim, Recipe, Reference
 from concordant.kernels import clip_term, negate, tied_groups
 from concordant.objectives import PolicyGradient
 from concordant.recipes.grpo import grpo
@@ -16,6 +18,7 @@ def sage(rewards: tuple[str, ...] = ("correct",), weights: tuple[float, ...] = (
 
 LOSS = PolicyGradient(term=part(clip_term, low=0.2, high=0.28))
 CREDIT = sage()
+START_WRITES = {"sampler": HintLadder(writer="reference"), "reference": Reference()}
 filtered = CREDIT.insert("z", tied=stage(tied_groups, x="total"), mixed=keep(negate, x="tied"))
 
 
@@ -32,9 +35,7 @@ recipe = Recipe(
         "sage": arm(HintLadder()),
         "grpo": arm(),
         "grpo-large": arm(note="twice the rollouts a prompt for the same tokens", group_size=16),
-        "fixed-hints": arm(
-            HintLadder(writer="reference"), "hints of the start instead of the current policy"
-        ),
+        "fixed-hints": replace(arm(note="hints of the start"), **START_WRITES),
         "sage-off-policy": arm(HintLadder(context="plain"), "log-probabilities without the hint"),
         "grpo-filter": arm(note="tied groups dropped", method=filtered),
         "sage-light": arm(HintSchedule(), "one level a visit, remembered per task", pool=64),
