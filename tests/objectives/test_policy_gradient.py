@@ -108,7 +108,7 @@ def test_skipping_merging_and_micro_batches_leave_the_gradient_unchanged(name: s
     loss.backward()
     log = backward(lean, OBJECTIVES[name], OBJECTIVES[name].prepare(table), micro)
     torch.testing.assert_close(lean.weight.grad, full.weight.grad, rtol=1e-6, atol=1e-8)
-    assert log["loss"] == pytest.approx(float(loss), abs=1e-7)
+    assert log["loss"] == pytest.approx(float(loss.detach()), abs=1e-7)
     assert lean.rows_seen < full.rows_seen, "equal rows were not merged"
     if name != "kl":
         assert log["rows_active"] <= 18, "a group without advantage took a pass"

@@ -44,7 +44,7 @@ class Run:
             for r in self.arm.rewards
         ]
         self.sampler = self.arm.sampler or Once()
-        self.reference = self.policy.snapshot() if self.arm.needs_reference else None
+        self.reference: Any = self.policy.snapshot() if self.arm.needs_reference else None
         self.learners = [
             spec.build(self.world, self.policy, self.rng.child("init")) for spec in self.arm.learners
         ]
