@@ -9,7 +9,7 @@ from torch import Tensor
 from concordant.kernels import _validate as check
 
 _BLOCK = 32
-_AT_ONCE = 1 << 19
+_AT_ONCE = 1 << 20
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
