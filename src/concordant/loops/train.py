@@ -118,16 +118,7 @@ class Run:
         ):
             self.reference.ema_(self.policy, 0.0)
         table, log = self._sample(rng)
-        table = self._probe(table)
-        if self.step == 0:
-            for learner in self.learners:
-                learner.calibrate(table)
-        for learner in self.learners:
-            table = learner.columns(table)
-        table, self.chain_state = self.arm.chain.apply(
-            table, Context(rng.child("chain"), progress, self.chain_state)
-        )
-        self.arm.objective.check(table.schema)
+        table = self._credit(table, rng, progress)
         roles = [learner.trains(table, progress) for learner in self.learners]
         log |= table_numbers(table, [r.name for r in self.rewards], self.arm.objective)
         if all(policy for policy, _ in roles):
@@ -159,6 +150,20 @@ class Run:
         if self.step % self.config.save_every == 0 or self.done:
             self.save()
         return line
+
+    def _credit(self, table: Table, rng: Rng, progress: Progress) -> Table:
+        """Add the columns of probes, learners and chain."""
+        table = self._probe(table)
+        if self.step == 0:
+            for learner in self.learners:
+                learner.calibrate(table)
+        for learner in self.learners:
+            table = learner.columns(table)
+        table, self.chain_state = self.arm.chain.apply(
+            table, Context(rng.child("chain"), progress, self.chain_state)
+        )
+        self.arm.objective.check(table.schema)
+        return table
 
     def _sample(self, rng: Rng) -> tuple[Table, dict[str, Any]]:
         draws = 0
@@ -214,7 +219,8 @@ class Run:
 
     def measure_start(self) -> None:
         """Measure the failure meters and the starting point, before any training."""
-        tasks = self.world.tasks("train", self.experiment.seed, -1, METER_PROMPTS)
+        count = min(METER_PROMPTS, self.config.eval_prompts)
+        tasks = self.world.tasks("train", self.experiment.seed, -1, count)
         table = self.policy.sample(tasks, replace(self.plan, group_size=8), self.rng.child("meters"))
         self.meters = self.world.meters(self.world.annotate(score(table, self.rewards).table))
         self.evaluate()
