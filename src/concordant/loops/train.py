@@ -111,11 +111,8 @@ class Run:
         started = time.perf_counter()
         progress = Progress(self.step, self.config.steps)
         rng = self.rng.at(self.step)
-        if (
-            self.arm.reference is not None
-            and self.arm.reference.kind == "each_table"
-            and self.reference is not None
-        ):
+        schedule = self.arm.reference
+        if schedule is not None and schedule.kind == "each_table" and self.reference is not None:
             self.reference.ema_(self.policy, 0.0)
         table, log = self._sample(rng)
         table = self._credit(table, rng, progress)
