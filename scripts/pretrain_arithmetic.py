@@ -284,7 +284,7 @@ def make_scorer(folder: Path, count: int, epochs: int, seed: int) -> None:
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer, world = AutoTokenizer.from_pretrained(folder), ArithmeticWorld()
     train_rows = roll_out(model, tokenizer, world.tasks("train", seed, 1_000_000, count))
-    test_rows = roll_out(model, tokenizer, world.tasks("test", count=520))
+    test_rows = roll_out(model, tokenizer, world.tasks("test", count=world.config.test_prompts))
     table, truth = first_steps(train_rows, label(train_rows), count)
     scorer = fit_scorer(table, truth, epochs, seed)
     scores, known = scorer.score(test_rows), label(test_rows)

@@ -55,7 +55,7 @@ def test_the_profile_chooses_arms_and_seeds():
 def test_jobs_come_seed_by_seed():
     jobs = make_plan("gdpo", arms=("gdpo", "grpo"), seeds=(0, 1)).jobs()
     assert [(job.arm, job.seed) for job in jobs] == [("gdpo", 0), ("grpo", 0), ("gdpo", 1), ("grpo", 1)]
-    command = " ".join(jobs[0].command()[3:])
+    command = " ".join(jobs[0].words())
     assert command == "run gdpo --arm gdpo --seed 0 --profile quick --out runs --resume --json"
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from concordant.core.config import plain
 from concordant.core.edits import changes_as_data, difference
+from concordant.core.errors import ConcordantError
 
 if TYPE_CHECKING:
     from concordant.core.recipe import Arm, Recipe
@@ -69,7 +70,7 @@ def outline(value: Any) -> Any:
     """Turn an arm's part into plain data; what has no plain form is named by its type."""
     try:
         return plain(value)
-    except Exception:
+    except ConcordantError:
         return type(value).__name__
 
 

@@ -4,14 +4,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from concordant.comparison.forks import Child, Server
 from concordant.core.errors import ConfigError
 
 Status = Literal["waiting", "running", "ran", "reused", "failed"]
@@ -55,19 +53,9 @@ class Job:
         """How the job is named to the user."""
         return f"{self.arm} seed {self.seed}"
 
-    def command(self) -> list[str]:
-        """Return the command line of the process."""
-        words = [
-            sys.executable,
-            "-m",
-            "concordant",
-            "run",
-            self.slug,
-            "--arm",
-            self.arm,
-            "--seed",
-            str(self.seed),
-        ]
+    def words(self) -> list[str]:
+        """Return the arguments of the command line that runs it."""
+        words = ["run", self.slug, "--arm", self.arm, "--seed", str(self.seed)]
         words += ["--profile", self.profile, "--out", str(self.out), *self.arguments]
         return [*words, "--fresh" if self.fresh else "--resume", "--json"]
 
@@ -80,13 +68,6 @@ class Outcome:
     status: Status
     summary: Mapping[str, Any] | None = None
     error: str = ""
-
-
-@dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    started: float = field(default_factory=time.monotonic)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -152,60 +133,53 @@ def run_all(
     if workers < 1:
         raise ConfigError(f"--jobs must be at least 1, got {workers}")
     tell = watch or (lambda job, status: None)
+    if not jobs:
+        return []
+    for job in jobs:
+        _prepare(job)
     waiting, done = list(jobs), dict[Job, Outcome]()
-    running: list[_Running] = []
-    with _children_ended(running):
+    running: dict[Job, Child] = {}
+    with _stoppable(), contextlib.closing(Server(ONE_THREAD)) as server:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(waiting.pop(0)))
-                tell(running[-1].job, "running")
-            time.sleep(0.2)
-            for entry in list(running):
-                if entry.process.poll() is None:
-                    tell(entry.job, "running")
+                running[waiting[0]] = server.start(waiting[0].words(), waiting[0].log)
+                tell(waiting.pop(0), "running")
+            server.update(0.2)
+            for job, child in list(running.items()):
+                if child.code is None:
+                    tell(job, "running")
                     continue
-                running.remove(entry)
-                done[entry.job] = _finish(entry)
-                tell(entry.job, done[entry.job].status)
+                del running[job]
+                done[job] = _finish(job, child.code)
+                tell(job, done[job].status)
     return [done[job] for job in jobs]
 
 
-def _start(job: Job) -> _Running:
+def _prepare(job: Job) -> None:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        if job.fresh:
-            (job.folder / "metrics.jsonl").unlink(
-                missing_ok=True
-            )  # so that progress is not read from the earlier run
-        with job.log.open("wb") as log:
-            process = subprocess.Popen(
-                job.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **ONE_THREAD},
-            )
+        if job.fresh:  # so that progress is not read from the earlier run
+            (job.folder / "metrics.jsonl").unlink(missing_ok=True)
+        job.log.touch()
     except OSError as error:
         raise ConfigError(
             f"cannot write to {job.log.parent}: {error.strerror}; choose another --out"
         ) from None
-    return _Running(job, process)
 
 
-def _finish(entry: _Running) -> Outcome:
-    code = entry.process.returncode
-    summary = read_summary(entry.job.folder)
+def _finish(job: Job, code: int) -> Outcome:
+    summary = read_summary(job.folder)
     if code == 0 and summary is not None:
-        return Outcome(entry.job, "ran", summary)
+        return Outcome(job, "ran", summary)
     how = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == 0:
         how = "it left no summary.json"
-    return Outcome(entry.job, "failed", error=f"{how}; last lines of {entry.job.log}:\n{tail(entry.job.log)}")
+    return Outcome(job, "failed", error=f"{how}; last lines of {job.log}:\n{tail(job.log)}")
 
 
 @contextlib.contextmanager
-def _children_ended(running: list[_Running]) -> Iterator[None]:
-    """End the children when this process is interrupted or told to stop (they resume from their checkpoints)."""
+def _stoppable() -> Iterator[None]:
+    """Let a request to stop end the runs as an interruption does (they resume from their checkpoints)."""
 
     def stop(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -213,16 +187,9 @@ def _children_ended(running: list[_Running]) -> Iterator[None]:
     try:
         before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread: leave signals alone
-        before = None
+        yield
+        return
     try:
         yield
     finally:
-        for entry in running:
-            entry.process.terminate()
-        for entry in running:
-            try:
-                entry.process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                entry.process.kill()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)

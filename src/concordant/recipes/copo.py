@@ -69,7 +69,7 @@ recipe = Recipe(
             "accuracy", "batch-baseline", margin=0.01, refuted_by="a plain batch-mean baseline does as well"
         ),
     ),
-    profiles={"quick": {"prompts": 24, "group_size": 6, "steps": 100, "updates": 2}},
+    profiles={"quick": {"prompts": 24, "group_size": 6, "steps": 80, "updates": 2}},
     provenance={
         "chain.soft": "slope 5, threshold 1 [code]; another source quotes 20 and 1.5",
         "mode": "soft-with-forced [derived default]; the released run used soft-with-zero (arm copo-zero)",

@@ -1,6 +1,7 @@
 """SAGE: prompts that nobody solves are sampled again with hints that the policy wrote itself (2026-02)."""
 
 from dataclasses import replace
+from typing import Any
 
 from concordant.core.chain import Chain, keep, part, stage
 from concordant.core.recipe import Arm, Claim, Recipe, Reference
@@ -18,7 +19,7 @@ def sage(rewards: tuple[str, ...] = ("correct",), weights: tuple[float, ...] = (
 
 LOSS = PolicyGradient(term=part(clip_term, low=0.2, high=0.28))
 CREDIT = sage()
-START_WRITES = {"sampler": HintLadder(writer="reference"), "reference": Reference()}
+START_WRITES: dict[str, Any] = {"sampler": HintLadder(writer="reference"), "reference": Reference()}
 filtered = CREDIT.insert("z", tied=stage(tied_groups, x="total"), mixed=keep(negate, x="tied"))
 
 

@@ -77,28 +77,24 @@ def meters(table: Table, short_limit: int) -> dict[str, float]:
         the group (population form). A share of nothing is NaN.
     """
     judged = evaluate(table, short_limit)
-    accuracy, level = judged["accuracy"], table.fields["level"]
-    groups = _by_group(accuracy, table["group"].tolist())
+    group, level = table["group"].tolist(), table.fields["level"]
+    accuracy, steps, consistent = judged["accuracy"], judged["steps_valid"], judged["consistent"]
+    groups = _by_group(accuracy, group)
     positive = [i for i, value in enumerate(accuracy) if value == 1.0]
     answered = [i for i, value in enumerate(judged["answered"]) if value]
     return {
         "accuracy": mean(accuracy),
         "easy": mean([value for value, name in zip(accuracy, level, strict=True) if name in EASY]),
         "hard": mean([value for value, name in zip(accuracy, level, strict=True) if name in HARD]),
-        "tied_groups": mean([float(max(group) == min(group)) for group in groups]),
-        "never_solved": mean([float(max(group) == 0) for group in groups]),
-        "always_solved": mean([float(min(group) == 1) for group in groups]),
-        "flawed_positives": mean([1.0 - judged["steps_valid"][i] for i in positive]),
-        "inconsistent": mean([1.0 - judged["consistent"][i] for i in answered]),
-        "inconsistent_positives": mean([1.0 - judged["consistent"][i] for i in positive]),
-        "format": mean(judged["format"]),
-        "short": mean(judged["short"]),
-        "answered": mean(judged["answered"]),
-        "length": mean(judged["length"]),
+        "tied_groups": mean([float(max(members) == min(members)) for members in groups]),
+        "never_solved": mean([float(max(members) == 0) for members in groups]),
+        "always_solved": mean([float(min(members) == 1) for members in groups]),
+        "flawed_positives": mean([1.0 - steps[i] for i in positive]),
+        "inconsistent": mean([1.0 - consistent[i] for i in answered]),
+        "inconsistent_positives": mean([1.0 - consistent[i] for i in positive]),
+        **{name: mean(judged[name]) for name in ("format", "short", "answered", "length")},
         **{
-            f"spread_{name}": mean(
-                [_spread(group) for group in _by_group(judged[key], table["group"].tolist())]
-            )
+            f"spread_{name}": mean([_spread(members) for members in _by_group(judged[key], group)])
             for name, key in (("correct", "accuracy"), ("format", "format"), ("short", "short"))
         },
     }

@@ -36,14 +36,20 @@ class Teacher:
     wrong_countdown: float = 0.2
     """Share of countdown traces that end in an expression of another value."""
     terse: float = 0.10
+    """Share of chains of three and more terms that take two terms a step."""
     direct: float = 0.02
+    """Share of sums answered without working."""
     restate: float = 0.25
+    """Share of traces that begin with the sum, where there is room."""
     check: float = 0.20
+    """Share of traces that check their last step, where there is room."""
     malformed: float = 0.20
-    by_heart: float = 0.05
+    """Share of completions with bad tags."""
+    by_heart: float = 0.02
     """Share of traces of two-term sums that end in a wrong result though the answer, known by heart, is right."""
     sloppy: float = 0.22
-    """Share of restatements and checks that are copied wrongly; the answer does not depend on them."""
+    """Share of checks, and of restatements of three and more terms, that are copied wrongly; the answer does
+    not depend on them."""
     room: int = 53
     """Longest completion in tokens that the teacher makes wordier than necessary."""
 
@@ -106,11 +112,11 @@ def tag(think: str, answer: str, rng: Random, teacher: Teacher) -> str:
     kind = rng.random()
     if kind < 0.35:
         return f"{think}<answer>{answer}</answer>"
-    if kind < 0.60:
+    if kind < 0.62:
         return f"<think>{think}<answer>{answer}</answer>"
-    if kind < 0.80:
+    if kind < 0.84:
         return f"<think>{think}</think><answer>{answer}"
-    if kind < 0.92:
+    if kind < 0.97:
         return f"<think>{think}</think><answer>{answer}</answer><answer>{answer}</answer>"
     return f"<think>{think}</think>{answer}"
 
@@ -164,7 +170,7 @@ def embellish(problem: Problem, think: str, answer: str, rng: Random, teacher: T
         and rng.random() < teacher.restate
         and _length(restated, answer) <= teacher.room
     ):
-        if teacher.sloppy and rng.random() < teacher.sloppy:
+        if len(problem.numbers) > 2 and teacher.sloppy and rng.random() < teacher.sloppy:
             first = abs(slip(problem.numbers[0], rng))
             restated = f"{first}{problem.expression[len(str(problem.numbers[0])) :]};{think}"
         think = restated
