@@ -22,6 +22,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt $(PIP_ARGS)
+BWRAP := $(shell command -v bwrap 2>/dev/null)
 INPUTS := pyproject.toml constraints.txt Makefile
 
 .PHONY: help demo test env env-test lint types unit docs clean
@@ -70,7 +71,8 @@ types: env-test
 
 unit: env-test
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@$(if $(BWRAP),,echo "bubblewrap is not installed: the tests marked 'sandbox' are left out (Debian: apt-get install bubblewrap)" >&2)
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) $(if $(BWRAP),,-m "not sandbox") $(PYTEST_ARGS)
 
 docs: env
 	@$(PY) scripts/make_docs.py

@@ -18,12 +18,16 @@ _NAMES = {
     "build": "concordant.experiment",
     "train": "concordant.loops.train",
     "compare": "concordant.comparison.compare",
+    "Verdict": "concordant.scoring.reward",
+    "reward": "concordant.scoring.reward",
+    "score": "concordant.scoring.scores",
 }
 _MODULES = ("kernels", "objectives", "policies", "recipes", "rewards", "samplers", "scoring", "worlds")
 
 __all__ = [
     "ConcordantError",
     "Table",
+    "Verdict",
     "__version__",
     "build",
     "chain",
@@ -34,8 +38,10 @@ __all__ = [
     "part",
     "policies",
     "recipes",
+    "reward",
     "rewards",
     "samplers",
+    "score",
     "scoring",
     "stage",
     "train",

@@ -9,16 +9,18 @@ from concordant import recipes
 from concordant.core.config import override, parse_override
 from concordant.core.errors import ConfigError, nearest
 from concordant.core.recipe import Arm, Experiment, PolicyOptions, Recipe, train_config
-from concordant.scoring import as_reward
+from concordant.scoring.reward import as_reward, load_reward
+from concordant.scoring.scores import columns_of
 from concordant.worlds import user
-from concordant.worlds.build import make_world
+from concordant.worlds.build import make_rewards, make_world
 
 LM_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("id", "task", "group", "episode", "keep", "truncated", "temperature"), "b"),
     **dict.fromkeys(("prompt_tokens", "prompt_mask"), "b q"),
     **dict.fromkeys(("tokens", "mask", "logp"), "b s"),
 }
-_ROOTS = ("chain", "objective", "sampler", "reference", "probes", "rewards", "train", "world", "policy")
+_PARTS = ("train", "policy", "scoring")
+_ROOTS = ("chain", "objective", "sampler", "reference", "probes", "rewards", "world", *_PARTS)
 
 
 def build(
@@ -39,7 +41,8 @@ def build(
         arm: arm name; None is the method itself.
         profile: `smoke`, `quick` or `full`.
         seed: seed of all random streams.
-        sets: overrides `key=value`; keys start with chain, objective, sampler, reference, train, world or policy.
+        sets: overrides `key=value`; keys start with chain, objective, sampler, reference, train, world, policy or
+            scoring.
         model: the user's own model (folder or hub id); with `data` and `rewards` it replaces the recipe's world.
         data: the user's prompts (JSONL).
         rewards: the user's reward functions (callables or `file.py:name`).
@@ -51,7 +54,7 @@ def build(
     if model or data or rewards:
         if not (model and data and rewards):
             raise ConfigError("your own model, data and rewards go together: give all three")
-        functions = tuple(user.load_reward(f) if isinstance(f, str) else f for f in rewards)
+        functions = tuple(load_reward(f) if isinstance(f, str) else f for f in rewards)
         chosen = _own_arm(recipe, chosen, name, functions)
         world, world_options = "user", {"data": str(data), "revision": user.data_revision(Path(data))}
     train, sources = train_config(recipe, profile, chosen)
@@ -90,7 +93,7 @@ def _set(experiment: Experiment, text: str) -> Experiment:
             f"unknown key {key!r}; keys start with one of {', '.join(_ROOTS)}; {nearest(root, _ROOTS)}"
         )
     sources = {**experiment.sources, key: "set"}
-    if root in ("train", "policy"):
+    if root in _PARTS:
         changed = {root: override(getattr(experiment, root), rest, value, path=root)}
     elif root == "world":
         known = dataclasses.asdict(make_world(experiment).config)
@@ -115,12 +118,12 @@ def check(experiment: Experiment) -> None:
             f"the sampler of {experiment.slug!r} needs {', '.join(lacking)}, which world {world.name!r} does not have"
         )
     columns = {**LM_COLUMNS, **world.columns}
-    for reward in arm.rewards:
-        if isinstance(reward, str) and reward not in world.rewards:
-            raise ConfigError(
-                f"world {world.name!r} has no reward {reward!r}; {nearest(reward, world.rewards)}"
-            )
-        columns[reward if isinstance(reward, str) else as_reward(reward).name] = "b"
+    made = make_rewards(experiment, world)
+    for reward in made:
+        columns |= columns_of(reward)
+    whole = [reward.name for reward in made if reward.level == "batch"]
+    if whole and experiment.scoring.overlap > 1:
+        raise ConfigError(f"reward {whole[0]!r} judges the whole batch; it needs scoring.overlap=1")
     for part in (*arm.probes, *(learner.provides for learner in arm.learners)):
         columns |= part if isinstance(part, dict) else part.columns
     if arm.objective.needs_reference:

@@ -12,13 +12,13 @@ from concordant.core.recipe import Arm
 from concordant.core.seeds import Progress, Rng
 from concordant.core.table import Table
 
-GROUPS, SIZE, STEPS, SEGMENTS = 5, 8, 7, 3
+GROUPS, SIZE, STEPS, SEGMENTS, CHECKS = 5, 8, 7, 3, 6
 ARMS = [(slug, arm) for slug in recipes.slugs() for arm in recipes.get(slug).arms]
 FINAL = ("advantage", "local", "overall", "local_weight", "overall_weight")
 
 
 def rollouts(arm: Arm, seed: int = 0) -> Table:
-    """Random rollouts with every column that an arm of the arithmetic world may read; the last group is tied."""
+    """Random rollouts with every column that an arm of the embedded worlds may read; the last group is tied."""
     g = torch.Generator().manual_seed(seed)
     rows = GROUPS * SIZE
     lengths = torch.randint(2, STEPS + 1, (rows,), generator=g)
@@ -41,6 +41,11 @@ def rollouts(arm: Arm, seed: int = 0) -> Table:
         "answer_id": ("b", answer),
         "step_score": ("b n", torch.rand(rows, SEGMENTS, generator=g).masked_fill(~turns, torch.nan)),
     }
+    for name in ("tests", "flat_tests"):
+        checks = torch.randint(0, 2, (rows, CHECKS), generator=g).float()
+        checks[-SIZE:] = 1.0
+        checks[: 2 * SIZE, -2:] = torch.nan  # two groups have smaller suites
+        columns[name] = ("b u", checks)
     for name in arm.rewards:
         values = torch.randint(0, 2, (rows,), generator=g).float()
         values[-SIZE:] = 1.0
@@ -110,9 +115,18 @@ def test_keep_false_equals_leaving_the_row_out(arm: Arm) -> None:
             )
 
 
+def uses(arm: Arm, table: Table, name: str) -> bool:
+    """Whether other values of a reward give another result."""
+    other = table.with_columns({name: ("b", torch.arange(table.rows) % 2.0)})
+    one, two = outcome(arm.chain, table), outcome(arm.chain, other)
+    return any(not torch.equal(one[key].nan_to_num(), two[key].nan_to_num()) for key in one)
+
+
 def test_a_missing_reward_has_no_advantage_and_moves_only_rows_it_may(arm: Arm) -> None:
     table = rollouts(arm)
     name = str(arm.rewards[0])
+    if not uses(arm, table, name):
+        return  # a reward of weight 0 may be missing
     gone = table[name].clone()
     gone[2] = torch.nan
     missing = outcome(arm.chain, table.with_columns({name: ("b", gone)}))
@@ -121,7 +135,8 @@ def test_a_missing_reward_has_no_advantage_and_moves_only_rows_it_may(arm: Arm) 
     others = torch.arange(table.rows) != row
     for column in set(missing) & {"advantage", "local"}:
         assert not (missing[column][row].nan_to_num() != 0).any()
-    if len(arm.rewards) == 1:  # with several rewards the row still counts for those it has
+    signals = {*arm.rewards, *(c for c in arm.chain.inputs if "u" in table.axes(c))}
+    if len(signals) == 1:  # with several signals the row still counts for those it has
         same(*({n: v for n, v in side.items() if n not in ("keep", "overall", "overall_weight", "local_weight")}
                for side in ({n: v[others] for n, v in missing.items()}, without)))  # fmt: skip
 

@@ -13,7 +13,7 @@ from concordant.core.errors import DataError
 from concordant.core.seeds import Rng
 from concordant.core.signature import signature_of
 
-ROWS, SIZES = 14, {"s": 7, "n": 4, "k": 3}
+ROWS, SIZES = 14, {"s": 7, "n": 4, "k": 3, "u": 5}
 OPTIONS = {
     "fixed_length": {"length": 9},
     "clip_values": {"low": -0.5, "high": 0.5},
@@ -65,7 +65,7 @@ def draw(parameter, kind, shape, gen):
         return torch.randint(-1, SIZES["n"], shape, generator=gen)
     if kind == "Int":
         return torch.randint(0, 4, shape, generator=gen)
-    if parameter == "outcome":
+    if parameter in ("outcome", "checks"):
         return torch.randint(0, 2, shape, generator=gen).double()
     x = torch.randn(shape, generator=gen, dtype=torch.float64)
     return x.abs() if parameter == "weight" else x
@@ -129,7 +129,7 @@ def test_renaming_groups_changes_nothing(case):
 PADDED = [
     (case, letter)
     for case in ALL
-    for letter in "sn"
+    for letter in "snu"
     if case[0] not in EVERY_ENTRY_COUNTS and any(letter in a for a in axes_of(*case).values())
 ]
 

@@ -53,7 +53,9 @@ def bits(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "tensors": tensors,
-        "metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines],
+        "metrics": [
+            {k: v for k, v in line.items() if k not in ("seconds", "scoring_seconds")} for line in lines
+        ],
         "summary": {k: v for k, v in summary.items() if k != "wall_seconds"},
         "rollouts": pq.read_table(folder / "rollouts.parquet").to_pylist(),
         "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()),

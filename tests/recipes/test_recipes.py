@@ -13,6 +13,7 @@ from concordant.core.edits import difference
 from concordant.core.errors import ConfigError
 from concordant.core.recipe import PROFILES
 from concordant.experiment import build
+from concordant.loops.train import train
 
 SLUGS = recipes.slugs()
 SYSTEMS = [slug for slug in SLUGS if recipes.get(slug).kind == "system"]
@@ -37,11 +38,15 @@ DECLARED = {
     ("sage", "fixed-hints"): set(),
     ("sage", "sage-off-policy"): set(),
     ("sage", "grpo-filter"): {"tied", "mixed"},
+    ("verpo", "pass-rate"): {"difficulty", "calibrated"},
+    ("verpo", "difficulty-only"): {"calibrated"},
+    ("verpo", "verpo-local"): {"fused"},
+    ("verpo", "flat-verpo"): {"rate", "partial"},
 }
 
 
 def test_the_systems_and_baselines_of_this_version_are_there() -> None:
-    assert {"gdpo", "copo", "grpo-care", "prof", "sage"} <= set(SYSTEMS)
+    assert {"gdpo", "copo", "grpo-care", "prof", "sage", "verpo"} <= set(SYSTEMS)
     assert {"grpo", "dr-grpo", "rloo", "reinforce-plus-plus", "dapo"} <= set(SLUGS) - set(SYSTEMS)
 
 
@@ -75,6 +80,14 @@ def test_a_recipe_is_complete(slug: str) -> None:
 def test_every_arm_binds_in_every_profile(slug: str, arm: str, profile: str) -> None:
     experiment = build(slug, arm=arm, profile=profile)
     assert experiment.train.steps <= (2 if profile == "smoke" else 400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", SYSTEMS)
+def test_the_method_runs_in_smoke(slug: str, tmp_path: Path) -> None:
+    summary = train(build(slug, profile="smoke"), tmp_path / slug)
+    assert summary["cost"]["steps"] == 2
+    assert summary["metrics"]["accuracy"] == summary["metrics"]["accuracy"]  # no NaN
 
 
 @pytest.mark.parametrize(("slug", "arm"), DECLARED)

@@ -13,7 +13,11 @@ from concordant.scoring import LogProb, Models, WorldScore, as_reward, score
 def table(*completions: str) -> Table:
     rows = len(completions)
     mask = torch.ones(rows, 2, dtype=torch.bool)
-    columns = {"mask": ("b s", mask), "tokens": ("b s", torch.arange(2 * rows).reshape(rows, 2))}
+    columns = {
+        "mask": ("b s", mask),
+        "tokens": ("b s", torch.arange(2 * rows).reshape(rows, 2)),
+        "group": ("b", torch.zeros(rows, dtype=torch.int64)),
+    }
     fields = {"completion": list(completions), "prompt": ["p"] * rows, "answer": ["a"] * rows}
     return Table.of(columns, fields)
 

@@ -9,7 +9,8 @@ import torch
 from concordant.core.errors import ConcordantError, ConfigError, DataError, RewardError
 from concordant.experiment import build
 from concordant.loops.train import train
-from concordant.worlds.user import UserConfig, UserWorld, load_reward, read_jsonl
+from concordant.scoring.reward import load_reward
+from concordant.worlds.user import UserConfig, UserWorld, read_jsonl
 from tests.tiny import make_data, make_model
 
 

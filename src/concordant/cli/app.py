@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from concordant.cli import board, compare, explain, report, run, show
+from concordant.cli import board, compare, explain, report, run, score, show
 from concordant.cli import list as listing
 
 HELP = """Reward design and credit assignment for RL post-training.
@@ -96,6 +96,7 @@ app.command("show")(show.verb)
 app.command("run")(run.verb)
 app.command("compare")(compare.verb)
 app.command("board")(board.verb)
+app.command("score")(score.verb)
 app.command("explain")(explain.verb)
 app.command("report")(report.verb)
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 JSON_HELP = "Print JSON and nothing else on standard output."
+UNSAFE_HELP = "Let code rewards run programs without a sandbox, on the bare host; each record says so."
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "unjudged": "dim"}
 SIGNS = {"supported": "✔", "refuted": "✘", "inconclusive": "?", "unjudged": "·"}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import typer
 
-from concordant.cli.console import JSON_HELP, console, emit, note, table
+from concordant.cli.console import JSON_HELP, UNSAFE_HELP, console, emit, note, table
+from concordant.scoring.isolation import set_isolation
 
 
 def verb(
@@ -24,6 +25,7 @@ def verb(
     reward: list[str] = typer.Option(
         [], metavar="FILE.py:NAME", help="Your own reward function. Repeatable."
     ),
+    unsafe_no_sandbox: bool = typer.Option(False, "--unsafe-no-sandbox", help=UNSAFE_HELP),
     fresh: bool = typer.Option(
         False, "--fresh/--resume", help="Start anew, or go on from the last checkpoint."
     ),
@@ -31,6 +33,9 @@ def verb(
 ) -> None:
     """Train one arm on one seed; leaves configuration, metrics, rollouts and a checkpoint in the run folder."""
     prepare_process(own_model=bool(model))
+    if unsafe_no_sandbox:
+        set_isolation("none")
+        note("programs that rewards execute run without a sandbox")
     from concordant import recipes
     from concordant.experiment import build
 

@@ -180,7 +180,7 @@ class Recipe:
 SMOKE: Mapping[str, Any] = {
     "steps": 2,
     "prompts": 4,
-    "group_size": 4,
+    "group_size": 8,
     "eval_prompts": 16,
     "eval_samples": 1,
     "final_samples": 1,
@@ -229,6 +229,32 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True)
+class ScoringConfig:
+    """How rewards are run. A world's own run in the trainer's process unless they say otherwise."""
+
+    workers: int = 2
+    """Worker processes for the user's rewards."""
+    timeout: float = 0.0
+    """Seconds for one attempt of any reward; 0 leaves each reward its own."""
+    missing: Literal["", "exclude", "drop-rollout", "drop-group", "fail"] = ""
+    """What becomes of rows without a value, for all rewards; empty leaves each reward its own policy."""
+    cache: str = ""
+    """File that keeps scores from one run to the next; empty is none."""
+    memory: int = 16384
+    """Limit on the address space of a worker, in MB; 0 is none, which a reward that uses CUDA needs."""
+    overlap: int = 1
+    """Parts in which a step's prompts are sampled, each scored while the next one is sampled."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "overlap"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"scoring.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("timeout", "memory"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"scoring.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One fully resolved run: recipe arm, world, budget, policy and seed, with the source of every changed value."""
 
@@ -242,6 +268,7 @@ class Experiment:
     seed: int = 0
     profile: str = "quick"
     sources: Mapping[str, str] = field(default_factory=dict)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
     @property
     def folder(self) -> str:

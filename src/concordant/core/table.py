@@ -143,9 +143,9 @@ class Table:
 
     @classmethod
     def concat(cls, tables: Sequence["Table"]) -> "Table":
-        """Stack tables row-wise; shorter step, segment and prompt axes are padded (prompts on the left).
+        """Stack tables row-wise; shorter step, segment, check and prompt axes are padded (prompts on the left).
 
-        Padding is what "not there" means for the column: False, -1, 0.0 for steps, NaN for segments.
+        Padding is what "not there" means for the column: False, -1, 0.0 for steps, NaN for segments and checks.
         """
         tables = [table for table in tables if table.rows]
         if not tables:
@@ -165,7 +165,7 @@ class Table:
 
 def _pad(parts: list[Tensor], axes: tuple[str, ...]) -> list[Tensor]:
     for dim, axis in enumerate(axes):
-        if axis not in ("s", "n", "q"):
+        if axis not in ("s", "n", "q", "u"):
             continue
         width = max(part.shape[dim] for part in parts)
         for i, part in enumerate(parts):

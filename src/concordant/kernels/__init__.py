@@ -37,6 +37,13 @@ from concordant.kernels.kl import kl_k1, kl_k2, kl_k3
 from concordant.kernels.likelihood import span_likelihood
 from concordant.kernels.ratio import on_policy_ratio, sequence_ratio, token_ratio, whole_sequence_ratio
 from concordant.kernels.sets import accurate_set, no_positive_groups, selected_bonus, tied_groups
+from concordant.kernels.suites import (
+    decayed_outcome,
+    density_calibrate,
+    difficulty_weights,
+    pass_rates,
+    weighted_partial_success,
+)
 from concordant.kernels.terms import cispo_term, clip_term, dual_clip_term, plain_term
 from concordant.kernels.votes import answer_entropy, majority_vote
 
@@ -50,6 +57,9 @@ __all__ = [
     "clip_values",
     "complement",
     "composite_key",
+    "decayed_outcome",
+    "density_calibrate",
+    "difficulty_weights",
     "dual_clip_term",
     "entropy_gate",
     "fixed_length",
@@ -72,6 +82,7 @@ __all__ = [
     "no_positive_groups",
     "nonzero_gate",
     "on_policy_ratio",
+    "pass_rates",
     "plain_term",
     "pool_segments",
     "potential_shaping",
@@ -91,6 +102,7 @@ __all__ = [
     "to_go",
     "token_mean",
     "token_ratio",
+    "weighted_partial_success",
     "weighted_sum",
     "whole_sequence_ratio",
 ]

@@ -20,11 +20,12 @@ from concordant.loops import checkpoint
 from concordant.loops.folder import prepare_folder, resolved
 from concordant.loops.numbers import table_numbers
 from concordant.loops.records import Records
+from concordant.loops.scoring import Scorer
 from concordant.loops.update import load_optimiser, optimiser_state, update
 from concordant.policies.lm import SamplePlan
 from concordant.samplers import Ask, Cost, Once
 from concordant.samplers.base import Scored
-from concordant.scoring import Models, as_reward, score
+from concordant.scoring.probes import Models
 from concordant.worlds.build import make_policy, make_world
 
 METER_PROMPTS = 64
@@ -39,10 +40,8 @@ class Run:
         self.rng = Rng(experiment.seed)
         self.world = world
         self.policy = policy
-        self.rewards = [
-            as_reward(self.world.rewards[r] if isinstance(r, str) else r, r if isinstance(r, str) else None)
-            for r in self.arm.rewards
-        ]
+        self.scorer = Scorer(experiment, world, folder)
+        self.rewards = self.scorer.rewards
         self.sampler = self.arm.sampler or Once()
         self.reference: Any = self.policy.snapshot() if self.arm.needs_reference else None
         self.learners = [
@@ -117,7 +116,8 @@ class Run:
         table, log = self._sample(rng)
         table = self._credit(table, rng, progress)
         roles = [learner.trains(table, progress) for learner in self.learners]
-        log |= table_numbers(table, [r.name for r in self.rewards], self.arm.objective)
+        log |= table_numbers(table, self.scorer.names, self.arm.objective)
+        log |= self.scorer.numbers()
         if all(policy for policy, _ in roles):
             log |= update(
                 self.policy,
@@ -170,7 +170,9 @@ class Run:
             draws += 1
             return self.world.tasks("train", self.experiment.seed + draws * 1_000_003, self.step, count)
 
-        ask = Ask(self._tasks(), self.plan, self.world, draw, self.reference)
+        self.scorer.at(self.step, self.updates)
+        parts = self.experiment.scoring.overlap
+        ask = Ask(self._tasks(), self.plan, self.world, draw, self.reference, self.scorer.begin, parts)
         drawn = self.sampler(ask, self.policy, self._score, rng.child("sample"), self.sampler_state)
         self.sampler_state, self.cost = drawn.state, self.cost + drawn.cost
         return self.world.annotate(drawn.rows), dict(drawn.log)
@@ -183,8 +185,7 @@ class Run:
         return [tasks[(self.step * count + i) % pool] for i in range(min(count, pool))]
 
     def _score(self, table: Table) -> Scored:
-        scores = score(table, self.rewards)
-        return Scored(scores.table, scores.calls)
+        return self.scorer.begin(table)()
 
     def _probe(self, table: Table) -> Table:
         models = Models(self.policy, self.reference, self.world)
@@ -210,7 +211,11 @@ class Run:
         tasks = self.world.tasks("test", 0, 0, self.config.eval_prompts)
         plan = replace(self.plan, group_size=samples or self.config.eval_samples, temperature=1.0)
         table = self.world.annotate(self.policy.sample(tasks, plan, self.rng.child("evaluate")))
-        metrics = {name: sum(values) / len(values) for name, values in self.world.evaluate(table).items()}
+        if getattr(self.world, "judged_by_rewards", False):
+            self.scorer.at(self.step, self.updates)
+            table = self._score(table).table
+        judged = self.world.evaluate(table)
+        metrics = {name: sum(v) / len(v) if v else float("nan") for name, v in judged.items()}
         self.curve.append({"step": self.step, **metrics})
         return metrics
 
@@ -219,7 +224,7 @@ class Run:
         count = min(METER_PROMPTS, self.config.eval_prompts)
         tasks = self.world.tasks("train", self.experiment.seed, -1, count)
         table = self.policy.sample(tasks, replace(self.plan, group_size=8), self.rng.child("meters"))
-        self.meters = self.world.meters(self.world.annotate(score(table, self.rewards).table))
+        self.meters = self.world.meters(self.world.annotate(self._score(table).table))
         self.evaluate()
 
 
@@ -236,6 +241,15 @@ def train(
         return dict(json.loads(summary_file.read_text()))
     world = make_world(experiment)
     run = Run(experiment, folder, world, make_policy(experiment, world))
+    try:
+        return _go_on(run, progress)
+    finally:
+        run.scorer.close()
+
+
+def _go_on(run: Run, progress: bool) -> dict[str, Any]:
+    """Take a run up where it stopped, and finish it."""
+    experiment, folder = run.experiment, run.folder
     saved = checkpoint.checkpoints(folder / "state")
     if saved:
         run.load(*checkpoint.load(saved[-1]))

@@ -44,6 +44,10 @@ class Ask:
     draw: Callable[[int], Sequence[Any]]
     """Draws that many further tasks."""
     reference: Any = None
+    begin: Callable[[Table], Callable[[], Scored]] | None = None
+    """Begins to score and returns a function that waits for the scores, for samplers that sample meanwhile."""
+    parts: int = 1
+    """Parts in which the tasks are to be sampled, each scored while the next one is sampled."""
 
 
 class Drawn(NamedTuple):

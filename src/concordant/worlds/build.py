@@ -1,9 +1,11 @@
-"""Make the world and the policy of an experiment."""
+"""Make the world, the rewards and the policy of an experiment."""
 
+from dataclasses import replace
 from typing import Any
 
+from concordant.core.errors import ConfigError, nearest
 from concordant.core.recipe import Experiment
-from concordant.scoring import as_reward
+from concordant.scoring.reward import Reward, as_reward, declared
 from concordant.worlds import base, user
 
 
@@ -12,8 +14,29 @@ def make_world(experiment: Experiment) -> Any:
     if experiment.world != "user":
         return base.get(experiment.world, experiment.world_options)
     options = {key: value for key, value in experiment.world_options.items() if key != "revision"}
-    functions = {as_reward(r).name: as_reward(r).function for r in experiment.arm.rewards}
-    return user.UserWorld(user.UserConfig(**options), experiment.policy.model or "", functions)
+    own = {as_reward(function).name: as_reward(function) for function in experiment.arm.rewards}
+    return user.UserWorld(user.UserConfig(**options), experiment.policy.model or "", own)
+
+
+def make_rewards(experiment: Experiment, world: Any) -> list[Reward]:
+    """Return the rewards of the arm as the engine should run them.
+
+    A reward named by a text is the world's: trusted and cheap, it runs here unless it was declared otherwise.
+    Functions are the user's and run in workers. Options of the experiment go before those of the rewards.
+    """
+    made = []
+    for given in experiment.arm.rewards:
+        if isinstance(given, str):
+            if given not in world.rewards:
+                raise ConfigError(
+                    f"world {world.name!r} has no reward {given!r}; {nearest(given, world.rewards)}"
+                )
+            function = world.rewards[given]
+            made.append(as_reward(function, given, **{"inline": True, **declared(function)}))
+        else:
+            made.append(as_reward(given))
+    options = {key: value for key in ("timeout", "missing") if (value := getattr(experiment.scoring, key))}
+    return [replace(reward, **options) for reward in made] if options else made
 
 
 def make_policy(experiment: Experiment, world: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from concordant.core.errors import ConfigError, DataError, RewardError, nearest
+from concordant.core.errors import ConfigError, DataError
 from concordant.core.seeds import Rng, address
 from concordant.core.table import Table
 from concordant.worlds.base import Task
@@ -69,27 +68,6 @@ def _check_row(row: Any, before: list[dict[str, Any]], where: str) -> None:
         )
 
 
-def load_reward(text: str) -> Callable[..., Any]:
-    """Load `file.py:name`; the function's own import errors are shown."""
-    path, _, name = text.rpartition(":")
-    file = Path(path)
-    if not path or not file.is_file():
-        raise RewardError(f"--reward takes FILE.py:FUNCTION; no file {path or text!r}")
-    spec = importlib.util.spec_from_file_location(f"concordant_user_{file.stem}", file.resolve())
-    if spec is None or spec.loader is None:
-        raise RewardError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # foreign code: tell the user which of their lines failed
-        raise RewardError(f"importing {file} failed: {type(error).__name__}: {error}") from error
-    found = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
-    if name not in found:
-        raise RewardError(f"{file} has no function {name!r}; {nearest(name, found)}")
-    function: Callable[..., Any] = found[name]
-    return function
-
-
 @dataclass(frozen=True)
 class UserConfig:
     """Options of the user's world."""
@@ -108,8 +86,10 @@ class UserWorld:
 
     config: UserConfig
     model: str
-    rewards: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    rewards: Mapping[str, Any] = field(default_factory=dict)
     name: str = "user"
+    judged_by_rewards: bool = True
+    """Whether `evaluate` reads the columns of the rewards, so that they must be scored before."""
     columns: Mapping[str, str] = field(default_factory=lambda: {"answer_id": "b"})
     scorers: Mapping[str, Callable[[Table], Any]] = field(default_factory=dict)
 
@@ -161,11 +141,11 @@ class UserWorld:
         return table.with_columns({"answer_id": ("b", torch.tensor(ids, dtype=torch.int64))})
 
     def evaluate(self, table: Table) -> dict[str, list[float]]:
-        """The user's rewards on held-out prompts (missing ones left out), and the completion length in tokens."""
-        from concordant.scoring import as_reward, score
-
-        scored = score(table, [as_reward(function, name) for name, function in self.rewards.items()]).table
-        values = {f"reward/{name}": [v for v in scored[name].tolist() if v == v] for name in self.rewards}
+        """The user's rewards, from their columns (missing ones left out), and the completion length in tokens."""
+        values = {}
+        for name in self.rewards:
+            column = table[name][table["mask"]] if table.axes(name) == ("b", "s") else table[name]
+            values[f"reward/{name}"] = [v for v in column.flatten().tolist() if v == v]
         return {**values, "length": table["mask"].sum(1).tolist()}
 
     def meters(self, table: Table) -> dict[str, float]:
