@@ -41,7 +41,7 @@ def workplace(own, tmp_path, monkeypatch):
 
 def test_the_readme_shows_every_verb():
     shown = {words[1] for words in commands(ROOT / "README.md")}
-    assert shown == {"list", "show", "run", "compare", "board", "explain", "report"}
+    assert shown == {"list", "show", "run", "compare", "board", "score", "explain", "report"}
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_a_hanging_reward_is_missing_and_the_run_ends(own: dict[str, Any], tmp_p
     assert all(line["missing/best"] == 0 for line in lines)
     assert lines[0]["scores"]["best"]["calls"] <= 4, "a call a group"
     scored = lines[0]["scores"]["odd"]
-    assert scored["calls"] + scored["repeated"] == lines[0]["rollouts"] == 16
+    assert scored["calls"] + scored["repeated"] == lines[0]["rollouts"] == 32
     assert lines[0]["scoring_seconds"]["odd"] >= 0
     assert threading.active_count() == before
 
@@ -130,7 +130,7 @@ def test_scores_are_kept_from_run_to_run(own: dict[str, Any], tmp_path: Path) ->
     first, second = train(experiment, tmp_path / "a"), train(experiment, tmp_path / "b")
     assert first["metrics"] == second["metrics"]
     assert lines_of(tmp_path / "a")[0]["scores"]["best"]["cached"] == 0
-    assert lines_of(tmp_path / "b")[0]["scores"]["best"]["cached"] == 16
+    assert lines_of(tmp_path / "b")[0]["scores"]["best"]["cached"] == 32
 
 
 def test_workers_end_when_a_run_raises(own: dict[str, Any], tmp_path: Path) -> None:

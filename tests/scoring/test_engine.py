@@ -170,14 +170,15 @@ def test_a_callable_object_of_a_file_reaches_the_workers() -> None:
     ("line", "message"),
     [
         ("raise OSError('no model here')", r"'f' cannot be loaded in a worker.*no model here"),
-        ("import os; os._exit(7)", r"ended while it loaded the rewards: worker exited with code 7"),
+        ("os._exit(7)", r"ended while it loaded the rewards: worker exited with code 7"),
     ],
 )
 def test_a_file_that_fails_in_the_worker_is_an_error_and_no_endless_loop(
     line: str, message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(f"import sys\nif sys.argv[0] == '-c':\n    {line}\ndef f(completion):\n    return 1.0\n")
+    here = f"import os\nif os.getpid() != {os.getpid()}:\n    "
+    file.write_text(f"{here}{line}\ndef f(completion):\n    return 1.0\n")
     engine = Engine([load_reward(f"{file}:f")])
     with engine, pytest.raises(RewardError, match=message):
         engine.run(rows("a"))

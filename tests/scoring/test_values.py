@@ -11,12 +11,12 @@ import torch
 
 from concordant.core.errors import RewardError
 from concordant.core.table import Table
-from concordant.scoring.child import Frames, frame, pack, unpack
 from concordant.scoring.engine import Engine
 from concordant.scoring.outcome import Outcome, Rows
 from concordant.scoring.reward import Verdict, load_reward, reward
 from concordant.scoring.scores import columns_of, score, validate
 from concordant.scoring.values import LONGEST, number, outcome, raised
+from concordant.scoring.workers.child import Frames, frame, pack, unpack
 
 ROOM = Path(__file__).with_name("room.py")
 

@@ -12,10 +12,10 @@ from concordant.scoring.call import Gate, call_here
 from concordant.scoring.outcome import Outcome, Rows
 from concordant.scoring.plan import Plan, call_seed, make_plan
 from concordant.scoring.reward import Context, Reward
-from concordant.scoring.schedule import Ticket
 from concordant.scoring.stats import Stats, count
 from concordant.scoring.values import said_nothing
-from concordant.scoring.workers import Pool
+from concordant.scoring.workers.pool import Pool
+from concordant.scoring.workers.schedule import Ticket
 
 MEMORY = 16384
 """Usual limit on the address space of a worker, in MB."""

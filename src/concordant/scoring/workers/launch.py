@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from concordant.core.errors import RewardError
-from concordant.scoring.child import Frames, Worker, frame
 from concordant.scoring.isolation import isolation
-from concordant.scoring.nursery import Setting
 from concordant.scoring.reward import USER, Reward
-from concordant.scoring.shared import Shared
 from concordant.scoring.values import shorten
+from concordant.scoring.workers.child import Frames, Worker, frame
+from concordant.scoring.workers.nursery import Setting
+from concordant.scoring.workers.shared import Shared
 
 _BOOT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from concordant.scoring.nursery import main; "
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from concordant.scoring.workers.nursery import main; "
     "main(*map(int, sys.argv[2:]))"
 )
 _HOW = (

@@ -17,8 +17,8 @@ from typing import Any
 from concordant.scoring.call import Call, Gate, Job, TimedOut
 from concordant.scoring.outcome import Outcome
 from concordant.scoring.reward import Reward
-from concordant.scoring.shared import IDLE, Shared
 from concordant.scoring.values import missing, raised
+from concordant.scoring.workers.shared import IDLE, Shared
 
 FLUSH = 0.001
 """Seconds after which outcomes are not held back any longer. What is held back when a worker is killed is done again,

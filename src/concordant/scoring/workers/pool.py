@@ -23,11 +23,11 @@ from typing import Any
 
 from concordant.core.errors import RewardError
 from concordant.scoring.call import timed_out
-from concordant.scoring.child import Frames, frame, unpack
-from concordant.scoring.launch import Launcher, prepare
 from concordant.scoring.reward import Reward
-from concordant.scoring.schedule import Chunk, Schedule, Ticket, Work
-from concordant.scoring.shared import IDLE, Mark, Shared
+from concordant.scoring.workers.child import Frames, frame, unpack
+from concordant.scoring.workers.launch import Launcher, prepare
+from concordant.scoring.workers.schedule import Chunk, Schedule, Ticket, Work
+from concordant.scoring.workers.shared import IDLE, Mark, Shared
 
 START_SECONDS = 120.0
 """Longest time in which a worker must have imported the rewards."""

@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from concordant.scoring.child import Frames, Worker, frame
 from concordant.scoring.isolation import Level, set_isolation
 from concordant.scoring.reward import USER, load_module
-from concordant.scoring.shared import Shared
 from concordant.scoring.values import shorten
+from concordant.scoring.workers.child import Frames, Worker, frame
+from concordant.scoring.workers.shared import Shared
 
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
 _LAST = 5.0
