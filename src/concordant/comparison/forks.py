@@ -27,7 +27,16 @@ from typing import Any
 from concordant.core.errors import ConcordantError
 
 ENTRY = "concordant.cli.app:main"
-PRELOAD = ("concordant.loops.train", "concordant.experiment", "concordant.policies.lm", "concordant.recipes")
+PRELOAD = (
+    "concordant.experiment",
+    "concordant.loops.train",
+    "concordant.policies.lm",
+    "concordant.comparison.revision",
+    "reasoning_gym",
+    "transformers.models.auto.modeling_auto",  # these two load what transformers itself puts off
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen3.modeling_qwen3",  # the architecture of the shipped bases
+)
 
 
 @dataclass
@@ -183,3 +192,4 @@ def _fork(main: Any, words: Sequence[str], log: str) -> int:
 
 if __name__ == "__main__":
     serve(sys.argv[1], sys.argv[2:])
+    os._exit(0)  # taking thousands of modules down one by one would only make the client wait

@@ -90,9 +90,7 @@ class Cache:
 
     def _is_new(self, connection: sqlite3.Connection) -> bool:
         """Return whether the file is empty; refuse another program's, and another version's."""
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        tables, application, version = self._header(connection)
         if not tables and not application:
             return True
         if application != _APPLICATION:
@@ -103,6 +101,19 @@ class Cache:
                 "delete it or give --cache another name"
             )
         return False
+
+    def _header(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        """Return the number of tables, application id and version as of one moment: others may just make the file."""
+        alone = not connection.in_transaction
+        if alone:
+            connection.execute("BEGIN")
+        try:
+            asked = ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
+            tables, application, version = (connection.execute(each).fetchone()[0] for each in asked)
+        finally:
+            if alone:
+                connection.execute("ROLLBACK")
+        return tables, application, version
 
     def _create(self, connection: sqlite3.Connection) -> None:
         """Make the table, unless another process was quicker."""
