@@ -58,6 +58,7 @@ def bits(folder: Path) -> dict[str, Any]:
         ],
         "summary": {k: v for k, v in summary.items() if k != "wall_seconds"},
         "rollouts": pq.read_table(folder / "rollouts.parquet").to_pylist(),
+        "scores": pq.read_table(folder / "scores.parquet").drop(["seconds"]).to_pylist(),
         "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()),
     }
 

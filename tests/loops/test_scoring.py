@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -62,6 +63,14 @@ def test_a_hanging_reward_is_missing_and_the_run_ends(own: dict[str, Any], tmp_p
     scored = lines[0]["scores"]["odd"]
     assert scored["calls"] + scored["repeated"] == lines[0]["rollouts"] == 32
     assert lines[0]["scoring_seconds"]["odd"] >= 0
+    records = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert len(records) == sum(line["rollouts"] for line in lines) * 2, "one for each rollout and reward"
+    assert len({(one["step"], one["id"], one["reward"]) for one in records}) == len(records)
+    late = [one for one in records if one["missing"] == "timed out after 0.3 s"]
+    assert len(late) == hung
+    assert all(one["value"] is None and one["reward"] == "odd" for one in late)
+    assert all(one["attempts"] == 1 and one["seconds"] > 0.29 for one in late if one["attempts"])
+    assert all(one["value"] is not None for one in records if not one["missing"])
     assert threading.active_count() == before
 
 

@@ -1,7 +1,9 @@
-"""What a run leaves besides checkpoints: metrics.jsonl and rollouts.parquet, consistent with the last save."""
+"""What a run leaves besides checkpoints, consistent with the last save: metrics.jsonl, rollouts.parquet (samples with
+every column), scores.parquet (one record for each rollout and reward).
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,46 @@ import torch
 
 from concordant.core.table import Table
 from concordant.loops.checkpoint import write_atomically
+from concordant.scoring.outcome import Outcome
+
+
+class Parts:
+    """A Parquet file that grows part by part; a part is the rows between two checkpoints."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.target = folder / name, folder / f"{name}.parquet"
+        self.waiting: list[pa.Table] = []
+
+    def rewind(self, step: int) -> None:
+        """Drop what came after `step`."""
+        self.waiting = []
+        self.folder.mkdir(exist_ok=True)
+        for part in self.folder.iterdir():
+            if part.suffix == ".tmp" or int(part.stem) > step:
+                part.unlink()
+
+    def commit(self, step: int) -> None:
+        """Write what is waiting."""
+        if self.waiting:
+            _write(self.folder / f"{step:08d}.parquet", _joined(self.waiting))
+            self.waiting = []
+
+    def finish(self) -> None:
+        """Join all parts and remove them."""
+        tables = [pq.read_table(part) for part in sorted(self.folder.glob("*.parquet"))]
+        if tables:
+            _write(self.target, _joined(tables))
+        for part in self.folder.glob("*"):
+            part.unlink()
+        self.folder.rmdir()
 
 
 class Records:
-    """Metrics and rollouts since the last checkpoint; `commit` makes them durable, `rewind` forgets what came after."""
+    """What happened since the last checkpoint; `commit` makes it durable, `rewind` forgets what came after."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.metrics = folder / "metrics.jsonl"
-        self.parts = folder / "rollouts"
-        self.rows: list[dict[str, Any]] = []
+        self.rollouts, self.scores = Parts(folder, "rollouts"), Parts(folder, "scores")
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop everything after `step`; return the metric lines that remain."""
@@ -34,10 +66,8 @@ class Records:
                 if line["step"] <= step:
                     lines.append(line)
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
-        self.parts.mkdir(exist_ok=True)
-        for part in self.parts.iterdir():
-            if part.suffix == ".tmp" or int(part.stem) > step:
-                part.unlink()
+        self.rollouts.rewind(step)
+        self.scores.rewind(step)
         return lines
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
@@ -50,33 +80,65 @@ class Records:
         if not limit or not table.rows:
             return
         keep = torch.arange(table.rows) < limit
-        for row in as_rows(table.take(keep)):
-            self.rows.append({"step": step, **row})
+        self.rollouts.waiting.append(
+            pa.Table.from_pylist([{"step": step, **row} for row in as_rows(table.take(keep))])
+        )
+
+    def add_scores(self, step: int, ids: Sequence[int], outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+        """Remember what every reward said about every row."""
+        self.scores.waiting += [score_records(step, ids, name, said) for name, said in outcomes.items()]
 
     def commit(self, step: int) -> None:
-        """Write the rollouts since the last commit as one part."""
-        if self.rows:
-            _write(self.parts / f"{step:08d}.parquet", self.rows)
-            self.rows = []
+        """Write what came since the last commit."""
+        self.rollouts.commit(step)
+        self.scores.commit(step)
 
     def finish(self) -> None:
-        """Join all parts into rollouts.parquet and remove them."""
-        tables = [pq.read_table(part) for part in sorted(self.parts.glob("*.parquet"))]
-        if tables:
-            target = self.folder / "rollouts.parquet"
-            temporary = target.with_name(target.name + ".tmp")
-            pq.write_table(
-                pa.concat_tables(tables, promote_options="permissive"), temporary, compression="zstd"
-            )
-            temporary.replace(target)
-        for part in self.parts.glob("*"):
-            part.unlink()
-        self.parts.rmdir()
+        """Join all parts into one file of each kind."""
+        self.rollouts.finish()
+        self.scores.finish()
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+SCORES = pa.schema(
+    {
+        "step": pa.int32(), "id": pa.int64(), "reward": pa.dictionary(pa.int32(), pa.string()), "value": pa.float64(),
+        "values": pa.list_(pa.float64()), "missing": pa.string(), "confidence": pa.float64(), "kind": pa.string(),
+        "detail": pa.string(), "seconds": pa.float64(), "attempts": pa.int32(), "cached": pa.bool_(),
+        "sandbox": pa.string(),
+    }
+)  # fmt: skip
+"""A record: `value`, or `values` at the levels of parts, or why both are empty (`missing`); `detail` is JSON; `seconds`
+is the wall time of the last attempt; no attempts means that an equal row or the cache had the answer."""
+
+
+def score_records(step: int, ids: Sequence[int], reward: str, outcomes: Sequence[Outcome]) -> pa.Table:
+    """Return one record for each row, as `SCORES` says."""
+    parts = [isinstance(o.value, tuple) for o in outcomes]
+    columns = {
+        "step": [step] * len(outcomes),
+        "id": ids,
+        "reward": [reward] * len(outcomes),
+        "value": [None if part else o.value for o, part in zip(outcomes, parts, strict=True)],
+        "values": [o.value if part else None for o, part in zip(outcomes, parts, strict=True)],
+        "missing": [o.reason or None for o in outcomes],
+        "confidence": [o.confidence for o in outcomes],
+        "kind": [o.kind for o in outcomes],
+        "detail": [json.dumps(dict(o.detail)) if o.detail else "" for o in outcomes],
+        "seconds": [o.seconds for o in outcomes],
+        "attempts": [o.attempts for o in outcomes],
+        "cached": [o.cached for o in outcomes],
+        "sandbox": [o.sandbox for o in outcomes],
+    }
+    return pa.table(columns, schema=SCORES)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
+
+
+def _write(path: Path, table: pa.Table) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+    pq.write_table(table, temporary, compression="zstd")
     temporary.replace(path)
 
 

@@ -1,6 +1,6 @@
 """Scoring in a run: one engine for all of it, and what each step's scores took."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from concordant.core.recipe import Experiment
 from concordant.core.table import Table
 from concordant.samplers.base import Scored
 from concordant.scoring.engine import Engine
+from concordant.scoring.outcome import Outcome
 from concordant.scoring.reward import Context
 from concordant.scoring.scores import begin
 from concordant.scoring.stats import Stats
@@ -27,6 +28,7 @@ class Scorer:
         self.total = experiment.train.steps
         self.step, self.version = 0, 0
         self.stats: dict[str, Stats] = {}
+        self.said: list[tuple[list[int], Mapping[str, Sequence[Outcome]]]] = []
 
     @property
     def names(self) -> list[str]:
@@ -40,7 +42,7 @@ class Scorer:
             step: of the run.
             version: updates that the policy has had.
         """
-        self.step, self.version, self.stats = step, version, {}
+        self.step, self.version, self.stats, self.said = step, version, {}, []
 
     def begin(self, table: Table) -> Callable[[], Scored]:
         """Begin to score; return a function that waits for the scores."""
@@ -51,6 +53,7 @@ class Scorer:
             scores = wait()
             for name, stats in scores.stats.items():
                 self.stats[name] = self.stats.get(name, Stats()) + stats
+            self.said.append((table["id"].tolist(), scores.outcomes))
             return Scored(scores.table, scores.calls)
 
         return finish

@@ -115,25 +115,14 @@ class Run:
             self.reference.ema_(self.policy, 0.0)
         table, log = self._sample(rng)
         table = self._credit(table, rng, progress)
-        roles = [learner.trains(table, progress) for learner in self.learners]
         log |= table_numbers(table, self.scorer.names, self.arm.objective)
         log |= self.scorer.numbers()
-        if all(policy for policy, _ in roles):
-            log |= update(
-                self.policy,
-                self.arm.objective,
-                self.optimiser,
-                table,
-                self.config,
-                rng.child("update"),
-                self.updates,
-            )
-            self.updates = int(log.pop("updates_done"))
-        for learner, (_, learns) in zip(self.learners, roles, strict=True):
-            log |= learner.learn(table, progress) if learns else {}
+        log |= self._learn(table, rng, progress)
         self._move_reference()
         self.step += 1
         self.records.add_rollouts(self.step, table, self.config.log_rollouts)
+        for ids, outcomes in self.scorer.said:
+            self.records.add_scores(self.step, ids, outcomes)
         if self.step % self.config.eval_every == 0 or self.done:
             log["evaluate"] = self.evaluate()
         self.seconds += time.perf_counter() - started
@@ -147,6 +136,20 @@ class Run:
         if self.step % self.config.save_every == 0 or self.done:
             self.save()
         return line
+
+    def _learn(self, table: Table, rng: Rng, progress: Progress) -> dict[str, Any]:
+        """Update the policy and the learned parts that this table is for; return what there is to log."""
+        log: dict[str, Any] = {}
+        roles = [learner.trains(table, progress) for learner in self.learners]
+        if all(policy for policy, _ in roles):
+            streams = rng.child("update")
+            log |= update(
+                self.policy, self.arm.objective, self.optimiser, table, self.config, streams, self.updates
+            )
+            self.updates = int(log.pop("updates_done"))
+        for learner, (_, learns) in zip(self.learners, roles, strict=True):
+            log |= learner.learn(table, progress) if learns else {}
+        return log
 
     def _credit(self, table: Table, rng: Rng, progress: Progress) -> Table:
         """Add the columns of probes, learners and chain."""
