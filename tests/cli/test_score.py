@@ -121,6 +121,18 @@ def test_the_cache_is_used_by_the_next_call(call, place):
     (place / "my.py").write_text(REWARDS + "\n# another version\n")
     ended = call("score", "x.jsonl", "--reward", "my.py:correct", "--cache", "c.db", "--json")
     assert json.loads(ended.stdout)["rewards"]["correct"]["cached"] == 0
+    assert "between processes" not in ended.stderr
+
+
+def test_a_cache_that_cannot_serve_a_reward_again_is_told(call, place):
+    (place / "holds.py").write_text(
+        "class Holds:\n    def __init__(self):\n        self.log = open('/dev/null')\n"
+        "    def __call__(self, completion):\n        return 1.0\n\nheld = Holds()\n"
+    )
+    for words, told in ((("--cache", "c.db"), True), ((), False)):
+        ended = call("score", "x.jsonl", "--reward", "holds.py:held", "--json", *words)
+        assert json.loads(ended.stdout)["rewards"]["held"]["mean"] == 1.0
+        assert ("'held' holds something that cannot be compared between processes" in ended.stderr) is told
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def verb(
         set_isolation("none")
         note("programs that rewards execute run without a sandbox")
     rewards = _rewards(reward, timeout, missing)
+    _tell_of_passing_names(rewards, cache)
     fields = dict(_pair(each, "--map") for each in map_)
     before = _old(old, [each.name for each in rewards])
     try:
@@ -92,6 +93,18 @@ def _rewards(texts: Sequence[str], timeout: float | None, missing: str) -> list[
         named: dict[str, Any] = {"name": name} if equals and name.isidentifier() else {}
         found.append(replace(load_reward(given if named else text), **options, **named))
     return found
+
+
+def _tell_of_passing_names(rewards: Sequence[Any], cache: Path | None) -> None:
+    """Say which rewards a cache cannot serve again, since their code has no name that another process would find."""
+    from concordant.scoring.keys import lasting
+
+    for each in rewards if cache is not None else ():
+        if each.cache and not lasting(each):
+            note(
+                f"reward {each.name!r} holds something that cannot be compared between processes: {cache} will not "
+                'have its scores next time; declare @reward(version="...") to say what it is'
+            )
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
