@@ -19,6 +19,15 @@ LM_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("prompt_tokens", "prompt_mask"), "b q"),
     **dict.fromkeys(("tokens", "mask", "logp"), "b s"),
 }
+IMAGE_COLUMNS: Mapping[str, str] = {
+    **dict.fromkeys(("id", "task", "group", "episode", "seed", "keep"), "b"),
+    **dict.fromkeys(("mask", "trainable", "logp", "sigma", "sigma_next", "coef_x", "coef_v", "std"), "b s"),
+    **dict.fromkeys(("latent", "next_latent"), "b s d"),
+    "sample": "b d",
+}
+COLUMNS = {"text": LM_COLUMNS, "image": IMAGE_COLUMNS}
+UNUSED = {"text": ("evaluation_budget",), "image": ("max_new_tokens", "temperature", "token_budget")}
+"""Training options that say nothing to a modality."""
 _PARTS = ("train", "policy", "scoring")
 _ROOTS = ("chain", "objective", "sampler", "reference", "probes", "rewards", "world", *_PARTS)
 
@@ -80,6 +89,8 @@ def _own_arm(recipe: Recipe, arm: Arm, name: str, functions: tuple[Any, ...]) ->
     sampler = arm.sampler
     if hasattr(sampler, "metric") and sampler.metric not in names:
         sampler = dataclasses.replace(sampler, metric=names[0])
+    if hasattr(sampler, "rewards"):
+        sampler = dataclasses.replace(sampler, rewards=names)
     return dataclasses.replace(
         arm, chain=recipes.method(recipe.slug)(rewards=names), rewards=functions, sampler=sampler
     )
@@ -93,6 +104,8 @@ def _set(experiment: Experiment, text: str) -> Experiment:
             f"unknown key {key!r}; keys start with one of {', '.join(_ROOTS)}; {nearest(root, _ROOTS)}"
         )
     sources = {**experiment.sources, key: "set"}
+    if root == "train" and rest in UNUSED[modality(make_world(experiment))]:
+        raise ConfigError(f"{key!r} has no meaning in world {experiment.world!r}; leave it out")
     if root in _PARTS:
         changed = {root: override(getattr(experiment, root), rest, value, path=root)}
     elif root == "world":
@@ -109,15 +122,29 @@ def _set(experiment: Experiment, text: str) -> Experiment:
     return dataclasses.replace(experiment, sources=sources, **changed)
 
 
+def modality(world: Any) -> str:
+    """What a world's policy generates: `text` or `image`."""
+    return str(getattr(world, "modality", "text"))
+
+
 def check(experiment: Experiment) -> None:
     """Check every binding of the arm against the columns that world, rewards, probes and learners provide."""
     world, arm = make_world(experiment), experiment.arm
+    made_for = getattr(arm.sampler, "modality", "text")
+    if made_for != modality(world):
+        what = {
+            "image": "makes images: --model must be a folder with model_index.json (download a hub model first)",
+            "text": "makes text: --model must be a causal language model",
+        }
+        raise ConfigError(
+            f"{experiment.slug!r} {what[made_for]}; the world {world.name!r} is of {modality(world)}"
+        )
     lacking = [need for need in getattr(arm.sampler, "needs", ()) if not hasattr(world, need)]
     if lacking:
         raise ConfigError(
             f"the sampler of {experiment.slug!r} needs {', '.join(lacking)}, which world {world.name!r} does not have"
         )
-    columns = {**LM_COLUMNS, **world.columns}
+    columns = {**COLUMNS[modality(world)], **getattr(arm.sampler, "columns", {}), **world.columns}
     made = make_rewards(experiment, world)
     for reward in made:
         columns |= columns_of(reward)
@@ -126,7 +153,6 @@ def check(experiment: Experiment) -> None:
         raise ConfigError(f"reward {whole[0]!r} judges the whole batch; it needs scoring.overlap=1")
     for part in (*arm.probes, *(learner.provides for learner in arm.learners)):
         columns |= part if isinstance(part, dict) else part.columns
-    if arm.objective.needs_reference:
-        columns["ref_logp"] = "b s"
+    columns |= arm.objective.reference_columns
     schema = arm.chain.schema({name: tuple(axes.split()) for name, axes in columns.items()})
     arm.objective.check(schema)

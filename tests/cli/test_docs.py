@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from concordant import recipes
+
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -23,11 +25,21 @@ def commands(path):
 
 def at_smoke_scale(words):
     """Append what makes a command short; the last of two equal options counts."""
-    small = {
-        "run": ["--profile", "smoke", "--set", "train.max_new_tokens=24"],
-        "compare": ["--profile", "smoke", "--arms", "gdpo,grpo", "--seeds", "0"],
-    }
-    return [*words[1:], *small.get(words[1], [])]
+    if words[1] not in ("run", "compare"):
+        return words[1:]
+    recipe = recipes.get(words[2])
+    if words[1] == "compare":
+        return [
+            *words[1:],
+            "--profile",
+            "smoke",
+            "--arms",
+            f"{recipe.slug},{recipe.baseline}",
+            "--seeds",
+            "0",
+        ]
+    shorter = [] if recipe.world.startswith("flow/") else ["--set", "train.max_new_tokens=24"]
+    return [*words[1:], "--profile", "smoke", *shorter]
 
 
 @pytest.fixture

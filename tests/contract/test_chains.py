@@ -11,6 +11,7 @@ from concordant.core.config import plain
 from concordant.core.recipe import Arm
 from concordant.core.seeds import Progress, Rng
 from concordant.core.table import Table
+from concordant.kernels import values_after
 
 GROUPS, SIZE, STEPS, SEGMENTS, CHECKS = 5, 8, 7, 3, 6
 ARMS = [(slug, arm) for slug in recipes.slugs() for arm in recipes.get(slug).arms]
@@ -46,11 +47,38 @@ def rollouts(arm: Arm, seed: int = 0) -> Table:
         checks[-SIZE:] = 1.0
         checks[: 2 * SIZE, -2:] = torch.nan  # two groups have smaller suites
         columns[name] = ("b u", checks)
+    compared = "left" in arm.chain.inputs
     for name in arm.rewards:
         values = torch.randint(0, 2, (rows,), generator=g).float()
         values[-SIZE:] = 1.0
         columns[str(name)] = ("b", values)
+        columns[f"{name}_before"] = ("b s", torch.rand(rows, STEPS, generator=g))
+    columns |= schedule(rows)
+    if compared:
+        columns["left"], columns["right"] = pairs(rows)
+        for name in arm.rewards:
+            gap = columns[str(name)][1][columns["left"][1]] - columns[str(name)][1][columns["right"][1]]
+            columns[str(name)] = ("p", (gap.sign() + 1) / 2)
     return Table.of(columns)
+
+
+def schedule(rows: int) -> dict[str, tuple[str, torch.Tensor]]:
+    """Columns of denoising steps, the same in each row."""
+    sigma = torch.linspace(1.0, 0.0, STEPS + 1).expand(rows, -1)
+    trainable = (torch.arange(STEPS) < STEPS - 1).expand(rows, -1)
+    return {
+        "sigma": ("b s", sigma[:, :-1].clone()),
+        "sigma_next": ("b s", sigma[:, 1:].clone()),
+        "std": ("b s", sigma[:, :-1] * 0.3),
+        "trainable": ("b s", trainable.clone()),
+    }
+
+
+def pairs(rows: int) -> tuple[tuple[str, torch.Tensor], tuple[str, torch.Tensor]]:
+    """All pairs of each group."""
+    one, two = torch.triu_indices(SIZE, SIZE, 1)
+    start = torch.arange(0, rows, SIZE)[:, None]
+    return ("p", (start + one).flatten()), ("p", (start + two).flatten())
 
 
 def outcome(chain: Chain, table: Table) -> dict[str, torch.Tensor]:
@@ -85,6 +113,8 @@ def test_renaming_groups_changes_nothing(arm: Arm) -> None:
 
 
 def test_padding_changes_nothing(arm: Arm) -> None:
+    if any(stage.kernel is values_after for stage in arm.chain.stages.values()):
+        return  # denoising steps all exist: the value after the last one is that of the image
     table = rollouts(arm)
     wide = Table.concat([table, _wider(table)]).take(torch.arange(table.rows))
     padded, plain_ = outcome(arm.chain, wide), outcome(arm.chain, table)
@@ -117,7 +147,7 @@ def test_keep_false_equals_leaving_the_row_out(arm: Arm) -> None:
 
 def uses(arm: Arm, table: Table, name: str) -> bool:
     """Whether other values of a reward give another result."""
-    other = table.with_columns({name: ("b", torch.arange(table.rows) % 2.0)})
+    other = table.with_columns({name: (table.axes(name), torch.arange(len(table[name])) % 2.0)})
     one, two = outcome(arm.chain, table), outcome(arm.chain, other)
     return any(not torch.equal(one[key].nan_to_num(), two[key].nan_to_num()) for key in one)
 
@@ -128,15 +158,25 @@ def test_a_missing_reward_has_no_advantage_and_moves_only_rows_it_may(arm: Arm) 
     if not uses(arm, table, name):
         return  # a reward of weight 0 may be missing
     gone = table[name].clone()
-    gone[2] = torch.nan
-    missing = outcome(arm.chain, table.with_columns({name: ("b", gone)}))
+    if table.axes(name) == ("p",):  # nobody judged any pair of the row
+        gone[(table["left"] == 2) | (table["right"] == 2)] = torch.nan
+    else:
+        gone[2] = torch.nan
+    missing = outcome(arm.chain, table.with_columns({name: (table.axes(name), gone)}))
     without = outcome(arm.chain, table.take(torch.arange(table.rows) != 2))
     row = int((table["id"][table["id"].argsort()] == table["id"][2]).nonzero())
     others = torch.arange(table.rows) != row
     for column in set(missing) & {"advantage", "local"}:
-        assert not (missing[column][row].nan_to_num() != 0).any()
+        cells = missing[column][row]
+        if (
+            f"{name}_before" in arm.chain.inputs
+        ):  # values of the steps before the last one are rewards of their own
+            cells = cells[-1:]
+        assert not (cells.nan_to_num() != 0).any()
     signals = {*arm.rewards, *(c for c in arm.chain.inputs if "u" in table.axes(c))}
-    if len(signals) == 1:  # with several signals the row still counts for those it has
+    if (
+        len(signals) == 1 and f"{name}_before" not in arm.chain.inputs
+    ):  # with several signals the row still counts for those it has
         same(*({n: v for n, v in side.items() if n not in ("keep", "overall", "overall_weight", "local_weight")}
                for side in ({n: v[others] for n, v in missing.items()}, without)))  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Random numbers are a function of their address."""
 
+import pytest
 import torch
 from scipy import stats
 
@@ -39,3 +40,16 @@ def test_numbers_are_uniform_and_independent() -> None:
 def test_progress_has_a_fraction_even_without_steps() -> None:
     assert Progress(1, 4).fraction == 0.25
     assert Progress(0, 0).fraction == 0.0
+
+
+def test_normal_numbers_have_the_moments_of_a_standard_normal_and_belong_to_their_row():
+    rng, ids = Rng(3), torch.arange(4000)
+    x = rng.normal(ids, 25)
+    assert x.dtype == torch.float32
+    assert bool(x.isfinite().all())
+    for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert float(x.double().pow(power).mean()) == pytest.approx(moment, abs=0.05)
+    correlation = torch.corrcoef(x.double().T) - torch.eye(25)
+    assert float(correlation.abs().max()) < 0.08
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rng.normal(ids[order], 25), x[order])

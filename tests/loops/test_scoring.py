@@ -13,7 +13,8 @@ import torch
 from concordant.core.errors import ConfigError, RewardError
 from concordant.experiment import build
 from concordant.loops.folder import resolved
-from concordant.loops.train import Run, train
+from concordant.loops.run import Run
+from concordant.loops.train import train
 from concordant.worlds.build import make_policy, make_rewards, make_world
 from tests.tiny import make_data, make_model
 

@@ -16,7 +16,8 @@ from concordant.core.table import Table
 from concordant.experiment import build, check
 from concordant.kernels import kl_k3, spread
 from concordant.loops.records import as_rows, as_table
-from concordant.loops.train import Run, train
+from concordant.loops.run import Run
+from concordant.loops.train import train
 from concordant.loops.update import update
 from concordant.objectives import PolicyGradient
 from concordant.samplers import HintLadder
@@ -88,7 +89,7 @@ def test_the_reference_equals_the_policy_at_the_start(own: dict[str, Any], tmp_p
     e = with_arm(build("grpo", sets=SETS, **own), probes=(LogProb("reference"),), reference=Reference())
     run = started(e, tmp_path)
     table, _ = run._sample(run.rng)
-    table = run._probe(table)
+    table = run._probe(table, Rng())
     torch.testing.assert_close(table["ref_logp"], table["logp"], atol=1e-5, rtol=0)
 
 

@@ -44,6 +44,9 @@ class Bigram:
         self.weight.requires_grad_(True)
         self.rows_seen = 0
 
+    def rescore(self, table: Table, wants: object = None) -> dict[str, Tensor]:
+        return {"logp": self.logp(table)}
+
     def logp(self, table: Table) -> Tensor:
         tokens, mask = table["tokens"].clamp(min=0), table["mask"]
         self.rows_seen += len(tokens)
@@ -85,7 +88,7 @@ def rollouts(seed: int = 0, groups: int = 4, size: int = 6) -> Table:
 def naive(policy: Bigram, objective: PolicyGradient, table: Table) -> Tensor:
     """Loss over all rows at once."""
     work = objective.prepare(table)
-    return objective.loss(work, policy.logp(table))
+    return objective.loss(work, policy).value
 
 
 OBJECTIVES = {

@@ -8,6 +8,7 @@ from concordant.core.seeds import Rng
 from concordant.policies import LMPolicy, SamplePlan
 from concordant.policies.cache import Selected, Slots
 from concordant.policies.decode import choose
+from concordant.policies.forward import Plain
 from concordant.worlds.base import Task
 from tests.policies.models import FAMILIES, TEMPLATE
 
@@ -174,3 +175,46 @@ def test_both_caches_branch_alike(parents):
     new = torch.full((len(parents), 2, 1, 5), 9.0)
     for ours, theirs in zip(slots.update(new, new, 0), selected.update(new, new, 0), strict=True):
         assert torch.equal(ours[place], theirs)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_short_step_computes_what_the_modules_compute(policy_of, family, padded):
+    forward, generator = policy_of(family).forward, torch.Generator().manual_seed(0)
+    prompt = torch.randint(5, 20, (3, 7), generator=generator)
+    mask = torch.arange(7) >= torch.tensor([[0], [2 * padded], [5 * padded]])
+    caches = [forward.new_cache(3, 6) for _ in range(2)]
+    takes = [forward, forward.plain(13)]
+    assert isinstance(takes[1], Plain)
+    with torch.inference_mode():
+        for cache in caches:
+            forward.read(prompt, mask, cache)
+        masks, positions = forward.step_masks(mask, 6), mask.sum(1)
+        for t in range(6):
+            tokens = torch.randint(5, 20, (3,), generator=generator)
+            seen = None if masks is None else masks[:, : 8 + t]
+            module, short = (
+                take.step(tokens, seen, positions + t, c) for take, c in zip(takes, caches, strict=True)
+            )
+            torch.testing.assert_close(short, module, atol=1e-5, rtol=1e-5)
+
+
+def test_models_that_were_changed_step_through_their_modules(policy_of):
+    def short(policy):
+        return policy.forward.plain(8)
+
+    assert short(policy_of("Mistral")) is None
+    policy = policy_of("Qwen3")
+    handle = policy.model.model.layers[1].mlp.register_forward_hook(lambda module, args, out: out)
+    assert short(policy) is None
+    handle.remove()
+    assert short(policy) is not None
+    policy.model.lm_head.forward = policy.model.lm_head.forward
+    assert short(policy) is None
+    policy = policy_of("Qwen3")
+    attention = policy.model.model.layers[0].self_attn
+    attention.q_proj = torch.nn.Sequential(attention.q_proj)
+    assert short(policy) is None
+    policy = policy_of("Llama")
+    policy.model.config.rope_parameters["rope_type"] = "dynamic"
+    assert short(policy) is None

@@ -198,3 +198,41 @@ class Above:
 
 
 above_one = Above(1)
+
+
+def pixel(image: Any, place: int) -> float:
+    return float(image.flat[place])
+
+
+def mean(image: Any) -> float:
+    return float(image.mean())
+
+
+def brightness(image: Any) -> float:
+    return float(image.mean())
+
+
+@reward(level="group")
+def brightest(image: list[Any]) -> list[float]:
+    means = [each.mean() for each in image]
+    return [float(one == max(means)) for one in means]
+
+
+@reward(level="pair", timeout=0.5)
+def longer(completion_left: str, completion_right: str, prompt: str = "") -> float | None:
+    """Who is longer; hangs, raises or says nothing on some."""
+    if completion_left == "hang":
+        time.sleep(60)
+    if "raise" in (completion_left, completion_right):
+        raise ValueError("no")
+    if "mute" in (completion_left, completion_right):
+        return None
+    a, b = len(completion_left), len(completion_right)
+    return float(a > b) if a != b else 0.5
+
+
+@reward(level="pair")
+def leans_left(completion_left: str, completion_right: str, file: str) -> float:
+    """A judge with a pure position bias."""
+    note(file, f"{completion_left} {completion_right}")
+    return 1.0

@@ -97,6 +97,9 @@ def show(result: dict[str, Any]) -> None:
     """Print a result's tables."""
     out = console()
     out.print(numbers(result))
+    costs = cost_table(result)
+    if costs is not None:
+        out.print(costs)
     if result["claims"]:
         out.print(verdict_table(result))
     meters = ", ".join(f"{name} {value:.3g}" for name, value in result["failure_meters"].items())
@@ -123,6 +126,18 @@ def _cell(cell: tuple[float, float] | None, several: bool) -> str:
     if cell is None:
         return "failed"
     return f"{cell[0]:.3f} ± {cell[1]:.3f}" if several else f"{cell[0]:.3f}"
+
+
+def cost_table(result: dict[str, Any]) -> Any:
+    """Return the table of what each arm cost; None if no arm cost anything."""
+    from concordant.comparison.results import budget
+
+    names, cost = budget(result)
+    if not names:
+        return None
+    rows = [(arm, *cells) for arm, cells in cost.items()]
+    title = "cost of a run" + (" (mean over seeds)" if len(result["seeds"]) > 1 else "")
+    return table(title, ("arm", *names), rows, right=names)
 
 
 def verdict_table(result: dict[str, Any]) -> Any:

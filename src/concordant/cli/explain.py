@@ -31,9 +31,10 @@ def _print(told: dict[str, Any]) -> None:
         f"{told['slug']}, arm {told['arm']}, seed {told['seed']}",
         style="bold",
     )
-    for name in ("prompt", "completion"):
-        out.print(f"\n{name}:", style="bold")
-        out.print(rollout[name], markup=False)
+    for name in ("prompt", "completion", "image"):
+        if rollout.get(name) or (name == "completion" and "image" not in rollout):
+            out.print(f"\n{name}:", style="bold")
+            out.print(rollout[name], markup=False)
     rows = [
         (s["stage"], s["kernel"], _inputs(s["inputs"]), _short(s["value"]), s["summary"])
         for s in told["steps"]

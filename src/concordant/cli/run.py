@@ -18,7 +18,9 @@ def verb(
     set_: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Override, e.g. chain.z.eps=1e-6. Repeatable."
     ),
-    model: str = typer.Option("", help="Your own causal language model: local folder or hub id."),
+    model: str = typer.Option(
+        "", help="Your own model: causal language model (folder or hub id), or diffusers pipeline (folder)."
+    ),
     data: Path | None = typer.Option(
         None, help="Your own prompts: JSONL, one object with a `prompt` a line."
     ),
@@ -44,7 +46,8 @@ def verb(
     experiment = build(slug, arm=arm or None, profile=profile, seed=seed, sets=tuple(set_), **own)
     folder = out / experiment.folder
     summary = execute(recipes.get(slug), experiment, folder, fresh)
-    emit(summary) if json else _print(summary, folder)
+    if is_first():
+        emit(summary) if json else _print(summary, folder)
 
 
 def _check_own(given: dict[str, Any]) -> None:
@@ -72,7 +75,10 @@ def prepare_process(own_model: bool) -> None:
 
 
 def execute(recipe: Any, experiment: Any, folder: Path, fresh: bool) -> dict[str, Any]:
-    """Train, with the origin of the run written beside it."""
+    """Train, with the origin of the run written beside it.
+
+    Of several processes that a launcher started (`torchrun`, `accelerate launch`), the first one keeps the folder.
+    """
     import sys
 
     from concordant.comparison.compare import ORIGIN
@@ -81,20 +87,28 @@ def execute(recipe: Any, experiment: Any, folder: Path, fresh: bool) -> dict[str
     from concordant.core.errors import CheckpointError
     from concordant.loops.train import train
 
-    if fresh:
+    if fresh and is_first():
         clear(folder)
     code = {"revision": revision(recipe)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            write_json(folder / ORIGIN, code)
-        elif read_json(folder / ORIGIN) != code:
-            note(f"{folder} was begun by other code than the present one; --fresh starts anew")
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "config.json").exists():
+                write_json(folder / ORIGIN, code)
+            elif read_json(folder / ORIGIN) != code:
+                note(f"{folder} was begun by other code than the present one; --fresh starts anew")
         return dict(train(experiment, folder, progress=sys.stderr.isatty()))
     except OSError as error:
         raise CheckpointError(
             f"cannot write to {error.filename or folder}: {error.strerror}; choose another --out"
         ) from None
+
+
+def is_first() -> bool:
+    """Whether this is the only process of the run, or the first of those that a launcher started."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
 
 
 def clear(folder: Path) -> None:

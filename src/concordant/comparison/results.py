@@ -54,7 +54,7 @@ def assemble(recipe: "Recipe", profile: str, outcomes: Sequence[Outcome], **extr
         **_circumstances([summary for summary in runs.values() if summary]),
         "baseline": recipe.baseline,
         "controls": list(recipe.controls),
-        "cost": {arm: _means(_columns(summaries, "cost")) for arm, summaries in by_arm.items()},
+        "cost": {arm: _means(_columns(_costs(summaries), "cost")) for arm, summaries in by_arm.items()},
         "curves": {
             arm: [summary.get("curve", []) for summary in summaries] for arm, summaries in by_arm.items()
         },
@@ -87,6 +87,44 @@ def _columns(summaries: Sequence[Mapping[str, Any]], key: str) -> dict[str, list
 def _number(value: Any) -> float | None:
     usable = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if usable else None
+
+
+def _costs(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of runs, with the seconds that each took."""
+    return [
+        {"cost": {**summary.get("cost", {}), "wall_seconds": summary.get("wall_seconds")}}
+        for summary in summaries
+    ]
+
+
+BUDGET = {
+    "rollouts": "rollouts",
+    "tokens": "tokens",
+    "evaluations": "network evaluations",
+    "reward_calls": "reward calls",
+    "updates": "optimiser updates",
+    "wall_seconds": "seconds",
+}
+"""What an arm may cost, and what it is called."""
+
+
+def budget(result: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return what a run of each arm cost, mean over seeds: names of the columns, and their cells by arm.
+
+    What no arm spent (a language model's network evaluations, a generator's tokens) has no column.
+    """
+    cost = {arm: result.get("cost", {}).get(arm) or {} for arm in result["arms"]}
+    spent = {key: [own.get(key) or 0 for own in cost.values()] for key in BUDGET}
+    spent = {key: values for key, values in spent.items() if any(values)}
+    digits = {
+        key: int(min(values) < 10 and any(value != round(value) for value in values))
+        for key, values in spent.items()
+    }
+    cells = {
+        arm: [f"{values[place]:,.{digits[key]}f}" for key, values in spent.items()]
+        for place, arm in enumerate(cost)
+    }
+    return [BUDGET[key] for key in spent], cells
 
 
 def _means(columns: Mapping[str, Sequence[float | None]]) -> dict[str, float]:

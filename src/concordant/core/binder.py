@@ -90,32 +90,31 @@ def _call(
 ) -> Any:
     if stage.signature.takes_valid:
         given = {**given, "valid": _valid(arrays, axes, table)}
-        arrays = {p: v.masked_fill(v.isnan(), 0.0) if v.is_floating_point() else v for p, v in arrays.items()}
+        pairs = "p" in axes[next(iter(arrays))]
+        for p, v in arrays.items():
+            if v.is_floating_point() and (pairs or "p" not in axes[p]):
+                arrays = {**arrays, p: v.masked_fill(v.isnan(), 0.0)}
     return stage.kernel(**arrays, **given, **stage.options)
 
 
 def _valid(arrays: dict[str, Tensor], axes: dict[str, Axes], table: Table) -> Tensor:
-    """`keep` AND nothing bound is missing, in the shape of the first array (pairs: `keep` at both ends)."""
-    first = next(iter(arrays))
-    like = axes[first]
-    kept = (
-        table["keep"]
-        if "keep" in table
-        else torch.ones(table.rows, dtype=torch.bool, device=arrays[first].device)
-    )
-    if "p" in like:
-        valid = _align(kept[table["left"]] & kept[table["right"]], ("p",), like)
-    else:
-        valid = _align(kept, ("b",), like)
+    """`keep` AND nothing bound is missing, in the shape of the first array; for pairs, rows are read at both ends."""
+    first, like = arrays[next(iter(arrays))], axes[next(iter(arrays))]
+    there: list[tuple[Tensor, Axes]] = [(table["keep"], ("b",))] if "keep" in table else []
     for parameter, values in arrays.items():
         if values.is_floating_point():
-            valid = valid & _align(~values.isnan(), axes[parameter], like)
-        elif values.dtype != torch.bool and axes[parameter][-1] in (
-            "b",
-            "p",
-        ):  # ids; -1 in `segment` means outside
-            valid = valid & _align(values >= 0, axes[parameter], like)
-    return valid.expand(arrays[first].shape).clone()
+            there.append((~values.isnan(), axes[parameter]))
+        elif values.dtype != torch.bool and axes[parameter][-1] in ("b", "p"):  # -1 in `segment`: outside
+            there.append((values >= 0, axes[parameter]))
+    valid = torch.ones_like(first, dtype=torch.bool)
+    for present, named in there:
+        if "p" in like and "b" in named:
+            ends = [arrays[end] if end in arrays else table[end] for end in ("left", "right")]
+            one, two = (present.index_select(named.index("b"), end.clamp(min=0)) for end in ends)
+            present, named = one & two, tuple("p" if axis == "b" else axis for axis in named)
+        if "p" in like or "p" not in named:  # a missing pair is not a missing row
+            valid = valid & _align(present, named, like)
+    return valid
 
 
 def _align(present: Tensor, axes: Axes, like: Axes) -> Tensor:

@@ -55,6 +55,10 @@ class TrainConfig:
     """Draw training prompts from a fixed pool of this many, in turn (0: fresh prompts every step)."""
     token_budget: int = 0
     """Stop when this many tokens were sampled for training (0: no limit); makes costly samplers comparable."""
+    evaluation_budget: int = 0
+    """Stop when sampling for training took this many network evaluations (0: no limit; generators of images)."""
+    reward_budget: int = 0
+    """Stop when training took this many reward calls (0: no limit)."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -69,7 +73,8 @@ class TrainConfig:
         for name in (*positive, "save_every", "eval_prompts", "eval_samples", "final_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "warmup", "weight_decay", "token_budget", "log_rollouts", "pool"):
+        budgets = ("token_budget", "evaluation_budget", "reward_budget")
+        for name in ("steps", "warmup", "weight_decay", "log_rollouts", "pool", *budgets):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
         for name in ("lr", "max_grad_norm", "temperature"):
@@ -197,10 +202,11 @@ def train_config(recipe: Recipe, profile: str, arm: Arm) -> tuple[TrainConfig, d
     if profile not in PROFILES:
         raise ConfigError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     quick = recipe.profiles.get("quick", {})
+    own = {k: v for k, v in arm.train.items() if profile != "smoke" or k != "steps"}  # smoke stays short
     layers = {
         "recipe": quick,
         "profile": {**DEFAULTS[profile], **(recipe.profiles.get(profile, {}) if profile != "quick" else {})},
-        "arm": arm.train,
+        "arm": own,
     }
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}

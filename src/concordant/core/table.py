@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ AXES = {
     "p": "pairs",
     "q": "prompt tokens",
     "u": "checks of a suite",
+    "d": "latent dimensions",
 }
-_SHARED = ("b", "s", "n", "q", "p")  # one size in the whole table; `k` and `u` may differ per column
+_SHARED = ("b", "s", "n", "q", "p")  # one size in the whole table; `k`, `u` and `d` may differ per column
 
 
 @dataclass(frozen=True)
@@ -130,22 +132,60 @@ class Table:
         }
         return Table({**self._columns, **added}, {**self.fields, **(fields or {})})
 
-    def take(self, rows: Tensor) -> "Table":
-        """Return the rows of an index or of a boolean mask (pair columns are left out: they point at rows)."""
-        index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        columns = {
-            name: Column(column.values.index_select(column.axes.index("b"), index), column.axes)
+    def ends(self) -> tuple[str, ...]:
+        """Names of the columns that hold the ends of pairs: ids [p] called `left` or `right`, or `name.left`, ..."""
+        return tuple(
+            name
             for name, column in self._columns.items()
-            if "b" in column.axes
-        }
-        chosen = index.tolist()
-        return Table(columns, {name: [values[i] for i in chosen] for name, values in self.fields.items()})
+            if column.axes == ("p",)
+            and not (column.values.is_floating_point() or column.values.dtype == torch.bool)
+            and name.rsplit(".", 1)[-1] in ("left", "right")
+        )
+
+    def _needs_ends(self, doing: str) -> None:
+        paired = [name for name, column in self._columns.items() if "p" in column.axes]
+        if paired and not self.ends():
+            raise DataError(
+                f"cannot {doing}: {paired} are pair columns, but the table does not say which rows they pair; add the "
+                "columns `left` and `right` (row indices), or the two that same_group_pairs makes"
+            )
+
+    def _moved(self, index: Tensor) -> dict[str, Tensor]:
+        """Ends of pairs as they are among the rows of an index; -1 where the row is not among them."""
+        places = torch.arange(len(index), device=index.device)
+        place = places.new_full((self.rows,), self.rows + len(index)).scatter_reduce(0, index, places, "amin")
+        place = torch.where(place < len(index), place, -1)
+        ends = {name: self[name].long() for name in self.ends()}
+        return {name: torch.where(end >= 0, place[end.clamp(min=0)], -1) for name, end in ends.items()}
+
+    def take(self, rows: Tensor) -> "Table":
+        """Return the rows of an index or of a boolean mask.
+
+        Pairs stay if both ends are taken, and point at the same rows as before (at the first copy of a row that is
+        taken twice). Columns along neither rows nor pairs are left out.
+        """
+        self._needs_ends("take rows")
+        index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows.long()
+        chosen = {"b": index}
+        moved = self._moved(index) if self.ends() else {}
+        if moved:
+            chosen["p"] = torch.stack([end >= 0 for end in moved.values()]).all(0).nonzero()[:, 0]
+        columns = {}
+        for name, column in self._columns.items():
+            values, axes = moved.get(name, column.values), set(column.axes) & set(chosen)
+            for axis in axes:
+                values = values.index_select(column.axes.index(axis), chosen[axis])
+            if axes:
+                columns[name] = Column(values, column.axes)
+        each = index.tolist()
+        return Table(columns, {name: [values[i] for i in each] for name, values in self.fields.items()})
 
     @classmethod
     def concat(cls, tables: Sequence["Table"]) -> "Table":
         """Stack tables row-wise; shorter step, segment, check and prompt axes are padded (prompts on the left).
 
-        Padding is what "not there" means for the column: False, -1, 0.0 for steps, NaN for segments and checks.
+        Padding is what "not there" means for the column: False, -1, 0.0 for steps, NaN for segments and checks. Pairs
+        are stacked too, and point at the same rows as before.
         """
         tables = [table for table in tables if table.rows]
         if not tables:
@@ -155,10 +195,17 @@ class Table:
             if table.schema != first.schema or set(table.fields) != set(first.fields):
                 odd = sorted(set(table.schema.items()) ^ set(first.schema.items()))
                 raise DataError(f"tables to concat differ in columns or fields: {odd}")
+        first._needs_ends("concat tables")
+        before = list(accumulate((table.rows for table in tables), initial=0))
         columns = {}
         for name, axes in first.schema.items():
             parts = [table[name] for table in tables]
-            columns[name] = Column(torch.cat(_pad(parts, axes), dim=axes.index("b")), axes)
+            if name in first.ends():
+                parts = [torch.where(end >= 0, end + n, -1) for end, n in zip(parts, before, strict=False)]
+            along = "b" if "b" in axes else "p"
+            if along not in axes:
+                raise DataError(f"cannot concat {name!r} {list(axes)}: it is along neither rows nor pairs")
+            columns[name] = Column(torch.cat(_pad(parts, axes), dim=axes.index(along)), axes)
         fields = {name: [v for table in tables for v in table.fields[name]] for name in first.fields}
         return cls(columns, fields)
 

@@ -259,6 +259,32 @@ def increments(
     return torch.where(chosen, change, 0.0).reshape(x.shape)
 
 
+def values_after(x: Float[Tensor, "b s"], last: Float[Tensor, "b"]) -> Float[Tensor, "b s"]:
+    """Value of the state after each step, from the values before the steps and that of the end.
+
+    Formula: `y_t = x_{t+1}`, and `y_T = last`. `y - x` is the gain of each step; gains sum to `last - x_1`.
+
+    Args:
+        x: value of the state before each step, shape (b s).
+        last: value after the last step, shape (b), unit of x.
+
+    Returns:
+        Shape (b s), unit of x.
+
+    Degenerate cases: one step gives `last`; missing values stay missing where they are used.
+
+    Differences: all steps are taken to exist, as in denoising; ragged rows have `increments`.
+
+    Source: DenseGRPO [paper].
+
+    >>> values_after(torch.tensor([[0.25, 0.5, 0.25]]), torch.tensor([1.0]))
+    tensor([[0.5000, 0.2500, 1.0000]])
+    """
+    check.axes("values_after", "x", x, "b s")
+    check.rows("values_after", x, "last", last)
+    return torch.cat([x[:, 1:], last[:, None].to(x.dtype)], dim=1)[:, : x.shape[1]]
+
+
 def gae(
     rewards: Float[Tensor, "b s"],
     values: Float[Tensor, "b s"],

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from concordant.core.table import Table
 
 
@@ -21,13 +19,4 @@ def table_numbers(table: Table, rewards: Sequence[str], objective: Any) -> dict[
     )
     if reasons:
         log["missing_reasons"] = dict(reasons.most_common(5))
-    advantage = [table[stream.advantage] for stream in objective.streams]
-    steps = [a if a.dim() == 2 else a[:, None].expand(table["mask"].shape) for a in advantage]
-    inside = table["mask"]
-    log["missing/advantage"] = float(
-        torch.stack([(a.isnan() & inside).any(1) for a in steps]).any(0).float().mean()
-    )
-    log["useful"] = float(
-        torch.stack([((a.nan_to_num() != 0) & inside).any(1) for a in steps]).any(0).float().mean()
-    )
-    return log
+    return log | objective.numbers(table)

@@ -13,6 +13,7 @@ import torch
 
 from concordant.core.table import Table
 from concordant.loops.checkpoint import write_atomically
+from concordant.scoring.arrays import dump, restore
 from concordant.scoring.outcome import Outcome
 
 
@@ -76,16 +77,15 @@ class Records:
             file.write(json.dumps(line) + "\n")
 
     def add_rollouts(self, step: int, table: Table, limit: int) -> None:
-        """Remember whole groups, up to `limit` rows, with every column and field."""
+        """Remember whole groups, up to `limit` rows, with every field and every column but latents."""
         if not limit or not table.rows:
             return
-        keep = torch.arange(table.rows) < limit
-        self.rollouts.waiting.append(
-            pa.Table.from_pylist([{"step": step, **row} for row in as_rows(table.take(keep))])
-        )
+        light = Table({n: table.column(n) for n in table.names if "d" not in table.axes(n)}, table.fields)
+        kept = light.take(torch.arange(table.rows) < limit)
+        self.rollouts.waiting.append(pa.Table.from_pylist([{"step": step, **row} for row in as_rows(kept)]))
 
     def add_scores(self, step: int, ids: Sequence[int], outcomes: Mapping[str, Sequence[Outcome]]) -> None:
-        """Remember what every reward said about every row."""
+        """Remember what every reward said about every row (for a reward of pairs, `ids` are those of the left rows)."""
         self.scores.waiting += [score_records(step, ids, name, said) for name, said in outcomes.items()]
 
     def commit(self, step: int) -> None:
@@ -112,7 +112,11 @@ is the wall time of the last attempt; no attempts means that an equal row or the
 
 
 def score_records(step: int, ids: Sequence[int], reward: str, outcomes: Sequence[Outcome]) -> pa.Table:
-    """Return one record for each row, as `SCORES` says."""
+    """Return one record for each row, as `SCORES` says.
+
+    For a reward of pairs it is one for each pair, under the id of its left row; `detail` has the ids of both rows and
+    of the one that was shown on the left.
+    """
     parts = [isinstance(o.value, tuple) for o in outcomes]
     columns = {
         "step": [step] * len(outcomes),
@@ -145,14 +149,29 @@ def _write(path: Path, table: pa.Table) -> None:
 def as_rows(table: Table) -> list[dict[str, Any]]:
     """Return a table as one dictionary per row; step, segment and prompt axes become lists, stacked signals come first.
 
-    The axes of every column are stored under `axes`, so that `as_table` can restore the table.
+    The axes of every column are stored under `axes`, so that `as_table` can restore the table. Fields are JSON, with
+    arrays as `scoring.arrays` writes them. Columns over pairs stand, as JSON under `pair_columns`, with the row that is
+    their left end.
     """
     names = [name for name in table.names if "b" in table.axes(name)]
-    axes = json.dumps({name: " ".join(table.axes(name)) for name in names})
+    paired = [name for name in table.names if "p" in table.axes(name)] if table.ends() else []
+    axes = json.dumps({name: " ".join(table.axes(name)) for name in (*names, *paired)})
     columns = {name: table[name].movedim(table.axes(name).index("b"), 0).tolist() for name in names}
-    fields = {f"field.{name}": [json.dumps(v) for v in values] for name, values in table.fields.items()}
+    fields = {f"field.{name}": list(map(dump, values)) for name, values in table.fields.items()}
     joined = {**columns, **fields}
+    if paired:
+        joined["pair_columns"] = _pairs_of_rows(table, paired)
     return [{"axes": axes, **{name: values[i] for name, values in joined.items()}} for i in range(table.rows)]
+
+
+def _pairs_of_rows(table: Table, names: Sequence[str]) -> list[str]:
+    """For each row, as JSON, the pairs that it is the left end of: their place in the columns, and what these say."""
+    values = {name: table[name].movedim(table.axes(name).index("p"), 0).tolist() for name in names}
+    found: list[list[dict[str, Any]]] = [[] for _ in range(table.rows)]
+    for place, left in enumerate(values[table.ends()[0]]):
+        if left >= 0:  # a pair without its left end is no pair
+            found[left].append({"p": place, **{name: own[place] for name, own in values.items()}})
+    return list(map(json.dumps, found))
 
 
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
@@ -161,14 +180,25 @@ _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
 def as_table(rows: list[dict[str, Any]]) -> Table:
     """Restore a table from rows that `as_rows` made (rows of one step)."""
     axes = {name: tuple(text.split()) for name, text in json.loads(rows[0]["axes"]).items()}
+    pairs = [pair for row in rows for pair in json.loads(row.get("pair_columns") or "[]")]
+    pairs.sort(key=lambda pair: pair["p"])
     columns = {}
     for name, letters in axes.items():
-        values = [row[name] for row in rows]
-        leaf = values[0]
-        while isinstance(leaf, list):
-            leaf = leaf[0] if leaf else 0.0
-        tensor = torch.tensor(values, dtype=_DTYPES[type(leaf)])
-        columns[name] = (letters, tensor.movedim(0, letters.index("b")))
+        if "b" in letters:
+            columns[name] = (letters, _column([row[name] for row in rows], letters.index("b")))
+        elif pairs:
+            columns[name] = (letters, _column([pair[name] for pair in pairs], letters.index("p")))
+        else:
+            kind = torch.int64 if name.rsplit(".", 1)[-1] in ("left", "right") else torch.float32
+            columns[name] = (letters, torch.zeros([0] * len(letters), dtype=kind))
     names = [key.removeprefix("field.") for key in rows[0] if key.startswith("field.")]
-    fields = {name: [json.loads(row[f"field.{name}"]) for row in rows] for name in names}
+    fields = {name: [restore(json.loads(row[f"field.{name}"])) for row in rows] for name in names}
     return Table({}).with_columns(columns, fields)
+
+
+def _column(values: Sequence[Any], dim: int) -> torch.Tensor:
+    """The values of a column, of the type of the first, with their rows (or pairs) along axis `dim`."""
+    leaf: Any = values
+    while isinstance(leaf, list):
+        leaf = leaf[0] if leaf else 0.0
+    return torch.tensor(values, dtype=_DTYPES[type(leaf)]).movedim(0, dim)

@@ -1,5 +1,6 @@
 """Scoring in a run: one engine for all of it, and what each step's scores took."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from concordant.core.table import Table
 from concordant.samplers.base import Scored
 from concordant.scoring.engine import Engine
 from concordant.scoring.outcome import Outcome
+from concordant.scoring.pairs import row_ids
 from concordant.scoring.reward import Context
 from concordant.scoring.scores import begin
 from concordant.scoring.stats import Stats
@@ -53,17 +55,28 @@ class Scorer:
             scores = wait()
             for name, stats in scores.stats.items():
                 self.stats[name] = self.stats.get(name, Stats()) + stats
-            self.said.append((table["id"].tolist(), scores.outcomes))
+            pairs = {r.name: scores.outcomes[r.name] for r in self.rewards if r.level == "pair"}
+            alone = {name: said for name, said in scores.outcomes.items() if name not in pairs}
+            self.said.append((table["id"].tolist(), alone))
+            self.said += [(row_ids(said), {name: said}) for name, said in pairs.items()]
             return Scored(scores.table, scores.calls)
 
         return finish
 
     def numbers(self) -> dict[str, dict[str, Any]]:
-        """What scoring took since `at`, by reward: calls, attempts, rows that shared a call or came from the cache; and
-        seconds of all calls, by themselves because they differ from run to run.
+        """What scoring took since `at`, by reward: calls, attempts, rows that shared a call or came from the cache; the
+        commonest reasons of pairs without a verdict, which no row carries; and seconds of all calls, by themselves
+        because they differ from run to run.
         """
+        lost = {
+            f"{r.name}: {why}": count
+            for r in self.rewards
+            if r.level == "pair" and r.name in self.stats
+            for why, count in self.stats[r.name].missing.items()
+        }
         return {
             "scores": {n: {count: getattr(one, count) for count in _COUNTS} for n, one in self.stats.items()},
+            **({"missing_pairs": dict(Counter(lost).most_common(5))} if lost else {}),
             "scoring_seconds": {name: round(one.seconds, 6) for name, one in self.stats.items()},
         }
 

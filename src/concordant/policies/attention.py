@@ -51,6 +51,26 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: 
     return torch.cat(done).index_select(0, layout.first).view(1, len(layout.first), -1, size)
 
 
+def attend_one(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Attention of one new token a row.
+
+    The query heads that share a key head stand where queries stand, so no key is copied. On a CPU, two batched products
+    take a third of the time of the fused kernel, which is made for many queries; in half precision that kernel stays,
+    because it sums in float32.
+    """
+    rows, heads, _, size = query.shape
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+    if query.device.type != "cpu" or query.dtype != torch.float32:
+        mixed = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    else:
+        grouped = grouped * (size**-0.5 if scaling is None else scaling)
+        scores = grouped @ key.transpose(2, 3)
+        mixed = (scores if mask is None else scores.add_(mask)).softmax(-1) @ value
+    return mixed.reshape(rows, 1, heads, value.shape[3])
+
+
 def attend(
     module: Any,
     query: Tensor,
@@ -64,12 +84,8 @@ def attend(
     """Attention as transformers calls it: heads second in the arguments (b, heads, t, d), third in the result."""
     if layout is not None:
         return _packed(query, key, value, layout, scaling), None
-    if query.shape[2] == 1 and attention_mask is not None and query.shape[1] % key.shape[1] == 0:
-        # One new token: the query heads that share a key head stand where queries stand, so no key is copied.
-        rows, heads, _, size = query.shape
-        grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-        mixed = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-        return mixed.reshape(rows, 1, heads, size), None
+    if query.shape[2] == 1 and query.shape[1] % key.shape[1] == 0:
+        return attend_one(query, key, value, attention_mask, scaling), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)

@@ -8,23 +8,48 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 
+class _Stack:
+    """The keys, or the values, of all layers: parts of one tensor, so that a row of all layers is copied in one call.
+
+    Layers whose heads differ in number or size get a tensor for each shape.
+    """
+
+    def __init__(self, layers: int, slots: int, room: int) -> None:
+        self.layers, self.slots, self.room = layers, slots, room
+        self.tensors: dict[tuple[int, ...], tuple[Tensor, int]] = {}
+
+    def cut(self, states: Tensor) -> Tensor:
+        """Return an unused buffer (slots, heads, q + room, d) for the first states (u, heads, q, d) of a layer."""
+        _, heads, read, width = states.shape
+        shape = (self.slots, heads, read + self.room, width)
+        tensor, used = self.tensors.get(shape) or (states.new_empty(self.layers, *shape), 0)
+        self.tensors[shape] = tensor, used + 1
+        return tensor[used]
+
+    def copy(self, source: list[int], target: list[int], length: int) -> None:
+        """Copy the first `length` positions of some slots to others."""
+        for tensor, used in self.tensors.values():
+            states = tensor[:used, :, :, :length]
+            for a, b in zip(
+                source, target, strict=True
+            ):  # on a CPU, indexing by tensors takes three times as long
+                states[:, b] = states[:, a]
+
+
 class _SlotLayer(CacheLayerMixin):
     """Keys and values of one layer in a buffer of `slots` rows; the first rows are in use."""
 
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, slots: int, room: int) -> None:
+    def __init__(self, keys: _Stack, values: _Stack) -> None:
         super().__init__()
-        self.slots, self.room, self.length = slots, room, 0
+        self.stacks, self.length = (keys, values), 0
         self.buffers: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers on the first call."""
-        size = key_states.shape[2] + self.room
-        self.buffers = tuple(
-            x.new_empty(self.slots, x.shape[1], size, x.shape[3]) for x in (key_states, value_states)
-        )
+        self.buffers = self.stacks[0].cut(key_states), self.stacks[1].cut(value_states)
         self.is_initialized = True
 
     def update(
@@ -40,11 +65,6 @@ class _SlotLayer(CacheLayerMixin):
         self.length = end
         return keys[:rows, :, :end], values[:rows, :, :end]
 
-    def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy rows; the two index tensors are disjoint."""
-        for states in self.buffers:
-            states[target, :, : self.length] = states[source, :, : self.length]
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset that a mask for the next call has."""
         return self.length + query_length, 0
@@ -59,10 +79,11 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class Slots(Cache):
-    """A cache that writes in place: a step copies one position a row, a branch one row, and an end at most one row."""
+    """A cache that writes in place: a step copies one position a row, a branch one row, and an end at most one."""
 
     def __init__(self, layers: int, slots: int, room: int) -> None:
-        self.slots = [_SlotLayer(slots, room) for _ in range(layers)]
+        self.stacks = _Stack(layers, slots, room), _Stack(layers, slots, room)
+        self.slots = [_SlotLayer(*self.stacks) for _ in range(layers)]
         super().__init__(layers=list(self.slots))
 
     def branch(self, parents: Tensor) -> Tensor:
@@ -79,9 +100,9 @@ class Slots(Cache):
         slot = parents.clone()
         slot[~stays] = target
         if len(target):
-            source = parents[~stays]
-            for layer in self.slots:
-                layer.copy(source, target)
+            source, length = parents[~stays].tolist(), self.slots[0].length
+            for stack in self.stacks:
+                stack.copy(source, target.tolist(), length)
         return slot
 
 

@@ -40,7 +40,7 @@ class Prefixes:
     """The distinct live prefixes of a decoding loop, one a slot, with their cache and the logits that follow each."""
 
     def __init__(self, forward: Forward, tokens: Tensor, mask: Tensor, rows: int, room: int) -> None:
-        self.forward = forward
+        self.take = forward.plain(tokens.shape[1] + room) or forward
         self.cache = forward.new_cache(rows, room)
         self.logits = forward.read(tokens, mask, self.cache)
         self.width = tokens.shape[1]
@@ -61,7 +61,7 @@ class Prefixes:
             self.masks = None if self.masks is None else self.masks[parents]
         self.width += 1
         mask = None if self.masks is None else self.masks[:, : self.width]
-        self.logits = self.forward.step(tokens, mask, self.position, self.cache)
+        self.logits = self.take.step(tokens, mask, self.position, self.cache)
         self.position = self.position + 1
         return slot
 

@@ -1,7 +1,6 @@
 """Language-model policies: any causal model of transformers, sampled and scored by the same log-probability kernel."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,14 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from concordant.core.errors import CheckpointError, ConfigError, DataError, nearest
+from concordant.core.errors import ConfigError, DataError
+from concordant.core.recipe import TrainConfig
 from concordant.core.seeds import Rng
 from concordant.core.table import Table
 from concordant.policies.decode import Decoded, decode
+from concordant.policies.fields import task_fields
 from concordant.policies.forward import Forward
 from concordant.policies.load import LoraOptions, add_lora, find_device, find_dtype, load_pretrained
 from concordant.policies.logprob import completion_logp
 from concordant.policies.prompts import Prompts, encode, pad_id
+from concordant.policies.weights import ModelPolicy, trained_names
 
 OWN_FIELDS = ("prompt", "completion")
 
@@ -45,7 +47,7 @@ class SamplePlan:
             )
 
 
-class LMPolicy:
+class LMPolicy(ModelPolicy):
     """A causal language model that samples tables and scores them again.
 
     The model always runs in evaluation mode (no dropout), so a freshly sampled row has ratio 1 up to float tolerance. A
@@ -56,8 +58,7 @@ class LMPolicy:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.forward = Forward(model)
-        self.names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-        """Names of the weights that training moves; the state is made of these."""
+        self.names = trained_names(model)
 
     @classmethod
     def from_pretrained(
@@ -80,11 +81,6 @@ class LMPolicy:
         return cls(add_lora(model, lora) if lora is not None else model, tokenizer)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
-    @property
     def window(self) -> int | None:
         """Positions the model has; None if it has no limit."""
         size = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -98,6 +94,14 @@ class LMPolicy:
         return tuple(sorted({int(i) for i in (*listed, self.tokenizer.eos_token_id) if i is not None}))
 
     # ---- sampling ----------------------------------------------------------------------------------------------
+
+    def plan(self, config: TrainConfig) -> SamplePlan:
+        """Return how training samples."""
+        return SamplePlan(config.group_size, config.max_new_tokens, config.temperature)
+
+    def evaluation_plan(self, config: TrainConfig, samples: int) -> SamplePlan:
+        """Return how held-out prompts are sampled: at temperature 1."""
+        return SamplePlan(samples, config.max_new_tokens, 1.0)
 
     def sample(self, tasks: Sequence[Any], plan: SamplePlan, rng: Rng, *, first_id: int = 0) -> Table:
         """Sample `plan.group_size` completions of each task.
@@ -163,29 +167,32 @@ class LMPolicy:
     def _fields(
         self, tasks: Sequence[Any], prompts: Prompts, group: Tensor, drawn: Decoded
     ) -> dict[str, list[Any]]:
-        names = list(tasks[0].fields)
-        for index, task in enumerate(tasks):
-            if set(task.fields) != set(names):
-                raise DataError(
-                    f"task {index} has fields {sorted(task.fields)}, the first one {sorted(names)}; make them equal"
-                )
-        taken = [name for name in OWN_FIELDS if name in names]
-        if taken:
-            raise DataError(
-                f"tasks must not have a field named {taken[0]!r}: the policy writes it; rename the task's field"
-            )
         stops = set(self.stops)
         lengths, rows = drawn.mask.sum(1).tolist(), drawn.tokens.tolist()
         kept = [row[: n - (row[n - 1] in stops)] for row, n in zip(rows, lengths, strict=True)]
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         order = group.tolist()
         return {
-            **{name: [tasks[i].fields[name] for i in order] for name in names},
+            **task_fields(tasks, order, OWN_FIELDS),
             "prompt": [prompts.texts[i] for i in order],
             "completion": self.tokenizer.batch_decode(kept, **options),
         }
 
     # ---- scoring -----------------------------------------------------------------------------------------------
+
+    reads = ("prompt_tokens", "prompt_mask", "tokens", "mask", "temperature")
+    """Columns that scoring rows again takes."""
+
+    def rescore(self, table: Table, wants: Collection[str] = ("logp",)) -> dict[str, Tensor]:
+        """Return what a loss reads of the policy, with graph: here only `logp`; see `logp`."""
+        odd = set(wants) - {"logp"}
+        if odd:
+            raise ConfigError(f"a language model gives {', '.join(sorted(odd))} to no loss; it gives logp")
+        return {"logp": self.logp(table)}
+
+    def scores(self, table: Table, wants: Collection[str] = ("logp",)) -> dict[str, Tensor]:
+        """Return what `rescore` gives, without graph and in batches."""
+        return {"logp": self.score(table)} if wants else {}
 
     def logp(self, table: Table) -> Tensor:
         """Return the log-probability of every sampled token, 0 outside `mask`, with graph.
@@ -197,8 +204,7 @@ class LMPolicy:
             float32, natural logarithm, shape (b s), on the device of the table.
         """
         device, home = self.device, table["mask"].device
-        columns = ("prompt_tokens", "prompt_mask", "tokens", "mask", "temperature")
-        return completion_logp(self.forward, *(table[name].to(device) for name in columns)).to(home)
+        return completion_logp(self.forward, *(table[name].to(device) for name in self.reads)).to(home)
 
     def score(self, table: Table, *, tokens: int = 16384) -> Tensor:
         """Return `logp` without graph, in batches of similar length.
@@ -223,67 +229,9 @@ class LMPolicy:
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Weights that require a gradient; none in a snapshot."""
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def _moved(self) -> dict[str, torch.nn.Parameter]:
-        weights = dict(self.model.named_parameters())
-        return {name: weights[name] for name in self.names}
-
-    def snapshot(self) -> Self:
-        """Return a frozen copy of what training moves; weights that stay frozen (the base under LoRA) are shared."""
-        moved = set(self.names)
-        fixed = [p for name, p in self.model.named_parameters() if name not in moved]
-        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in (*fixed, *self.model.buffers())})
-        copied = type(self)(model, self.tokenizer)
-        copied.names = self.names
-        for parameter in copied._moved().values():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        return copied
-
-    def ema_(self, source: "LMPolicy", decay: float) -> None:
-        """Move these weights towards those of `source` in place: `theta <- decay * theta + (1 - decay) * source`.
-
-        `decay=0` copies. With a constant source the gap shrinks by `decay` each time.
-        """
-        if not 0 <= decay <= 1:
-            raise ConfigError(f"decay must lie in [0, 1], got {decay}")
-        own, other = self._moved(), source._moved()
-        if own.keys() != other.keys():
-            raise ConfigError(
-                "ema_ needs two policies that train the same weights; take one as a snapshot of the other"
-            )
-        with torch.no_grad():
-            for name, weight in own.items():
-                if decay not in (0, 1) and weight.dtype != torch.float32:
-                    raise ConfigError(
-                        f"a moving average in {weight.dtype} loses small steps; load the policy in float32"
-                    )
-                weight.lerp_(other[name], 1 - decay)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the weights that training moves, by name (not copied)."""
-        return {name: weight.detach() for name, weight in self._moved().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; unknown, missing or misshapen weights are refused."""
-        own = self._moved()
-        for name in (*state, *own):
-            if name not in own:
-                raise CheckpointError(f"the policy has no trained weight {name!r}; {nearest(name, own)}")
-            if name not in state:
-                raise CheckpointError(
-                    f"the state lacks the weight {name!r}; was it saved with other LoRA options?"
-                )
-            if state[name].shape != own[name].shape:
-                raise CheckpointError(
-                    f"weight {name!r} has shape {tuple(own[name].shape)}, the state {tuple(state[name].shape)}"
-                )
-        with torch.no_grad():
-            for name, weight in own.items():
-                weight.copy_(state[name])
+    def around(self, model: Any) -> Self:
+        """Return a policy with the same tokenizer and another model."""
+        return type(self)(model, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors; under LoRA the adapter only), configuration and tokenizer."""

@@ -13,7 +13,7 @@ def _chunk(logits: Tensor, tokens: Tensor, temperature: Tensor | float) -> Tenso
     scaled = logits.float()
     if not (isinstance(temperature, float) and temperature == 1.0):
         scaled = scaled / temperature
-    return scaled.gather(-1, tokens[:, None]).squeeze(-1) - scaled.logsumexp(-1)
+    return torch.log_softmax(scaled, -1).gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def chosen_logp(logits: Tensor, tokens: Tensor, temperature: Tensor | float = 1.0) -> Tensor:

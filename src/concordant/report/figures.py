@@ -54,7 +54,8 @@ _STYLE: Any = {
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """The looks of all figures, while one is drawn."""
     with mpl.rc_context(_STYLE):
         yield
 
@@ -87,7 +88,7 @@ def curves(result: Mapping[str, Any]) -> Figure | None:
     arms = list(result["curves"])
     across = min(len(names), 3)
     down = -(-len(names) // across)
-    with _styled():
+    with styled():
         figure = Figure(figsize=(3.2 * across + 0.4, 2.5 * down + 0.5), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         handles: dict[str, Any] = {}
@@ -141,7 +142,7 @@ def forest(result: Mapping[str, Any]) -> Figure | None:
     if not by_metric:
         return None
     heights = [0.55 + 0.45 * len(claims) for claims in by_metric.values()]
-    with _styled():
+    with styled():
         figure = Figure(figsize=(8.2, 0.3 + sum(heights)), layout="constrained")
         grid = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (metric, claims) in zip(grid, by_metric.items(), strict=True):
@@ -207,7 +208,7 @@ def svg(figure: Figure | None) -> str:
     if figure is None:
         return ""
     buffer = io.StringIO()
-    with _styled():
+    with styled():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -217,6 +218,6 @@ def save_png(figure: Figure | None, path: Path) -> Path | None:
     """Write a figure as PNG."""
     if figure is None:
         return None
-    with _styled():
+    with styled():
         figure.savefig(path, format="png", dpi=150)
     return path

@@ -9,9 +9,11 @@ from typing import Any
 from concordant.comparison.board import claim_text
 from concordant.comparison.differences import sentence
 from concordant.comparison.jobs import read_summary
-from concordant.comparison.results import Result, mean_sd, metric_names, read_result
+from concordant.comparison.results import Result, budget, mean_sd, metric_names, read_result
 from concordant.core.errors import ConcordantError, DataError
+from concordant.report.against import proxies, proxy_and_gold
 from concordant.report.figures import curves, forest, look, save_png, svg
+from concordant.report.pictures import first_run, grids
 from concordant.report.rollouts import read_config, samples
 
 
@@ -67,7 +69,7 @@ def single(folder: Path) -> Result:
         "failures": [],
         "wall_seconds": summary.get("wall_seconds"),
         "versions": summary.get("versions", {}),
-        "cost": {arm: summary.get("cost", {})},
+        "cost": {arm: {**summary.get("cost", {}), "wall_seconds": summary.get("wall_seconds")}},
         "curves": {arm: [summary.get("curve", [])]},
         "settings": {arm: config},
         "folders": {arm: str(folder)},
@@ -91,6 +93,10 @@ def page(result: Result, folder: Path) -> str:
         looks=look(list(result["arms"])),
         forest=svg(forest(result)),
         curves=svg(curves(result)),
+        against=svg(proxy_and_gold(result)),
+        trained=proxies(result)[1],
+        grids=grids(result, folder),
+        budget=dict(zip(("names", "arms"), budget(result), strict=True)),
         metrics=metric_names(result),
         more=metric_names(result, most=100)[len(metric_names(result)) :],
         cells=_cells(result),
@@ -155,8 +161,7 @@ def _samples(result: Result, folder: Path) -> list[dict[str, Any]]:
     wanted = [str(arm) for arm in (result["slug"], result.get("baseline")) if arm in result["arms"]]
     found = []
     for arm in wanted or list(result["arms"])[:1]:
-        run = Path(result.get("folders", {}).get(arm, folder / arm / f"seed{result['seeds'][0]}"))
-        found.append({"arm": arm, "rows": samples(run)})
+        found.append({"arm": arm, "rows": samples(first_run(result, folder, arm))})
     return [each for each in found if each["rows"]]
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from concordant.core.errors import DataError
 from concordant.core.signature import kernel_name
+from concordant.report.pictures import field_image
+from concordant.scoring.arrays import describe, is_array, restore
 
 if TYPE_CHECKING:
     from concordant.core.chain import Chain
@@ -87,6 +89,7 @@ def explained(run: Path, rollout: int, step: int | None = None) -> dict[str, Any
             "group": row["group"],
             "prompt": _field(row, "prompt"),
             "completion": _field(row, "completion"),
+            **({"image": _field(row, "image")} if row.get("field.image") else {}),
         },
         "steps": [asdict(each) for each in steps],
     }
@@ -128,6 +131,7 @@ def samples(run: Path, count: int = 2) -> list[dict[str, Any]]:
             "step": row["step"],
             "prompt": _field(row, "prompt"),
             "completion": _field(row, "completion"),
+            "image": field_image(row.get("field.image")),
             "numbers": [(name, values) for name in shown if (values := _numbers(row, name))],
         }
         for row in chosen
@@ -145,8 +149,10 @@ def _credit_columns(config: dict[str, Any]) -> list[str]:
 
 
 def _field(row: Row, name: str) -> str:
-    """Return a text field; chat messages are joined."""
-    value = json.loads(row.get(f"field.{name}") or '""')
+    """Return a text field; chat messages are joined, arrays described."""
+    value = restore(json.loads(row.get(f"field.{name}") or '""'))
+    if is_array(value):
+        return describe(value)
     if isinstance(value, list):
         return "\n".join(f"{message['role']}: {message['content']}" for message in value)
     return str(value)

@@ -1,7 +1,7 @@
 """What a sampler is asked, and what it gives back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from concordant.core.seeds import Rng
@@ -10,20 +10,23 @@ from concordant.core.table import Table
 
 @dataclass(frozen=True)
 class Cost:
-    """What sampling cost: sampled tokens (hints included), rollouts, reward calls."""
+    """What sampling cost: sampled tokens (hints included), rollouts, reward calls, network evaluations.
+
+    An evaluation is one pass of a generator's network over one image; guidance takes two. Language models count tokens.
+    """
 
     tokens: int = 0
     rollouts: int = 0
     reward_calls: int = 0
+    evaluations: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.tokens + other.tokens, self.rollouts + other.rollouts, self.reward_calls + other.reward_calls
-        )
+        mine, theirs = astuple(self), astuple(other)
+        return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
 def cost_of(rows: Table, reward_calls: int = 0) -> Cost:
-    """Cost of a sampled table."""
+    """Cost of a sampled table of text."""
     return Cost(int(rows["mask"].sum()), rows.rows, reward_calls)
 
 
@@ -48,6 +51,8 @@ class Ask:
     """Begins to score and returns a function that waits for the scores, for samplers that sample meanwhile."""
     parts: int = 1
     """Parts in which the tasks are to be sampled, each scored while the next one is sampled."""
+    first_id: int = 0
+    """Id of the first row: above 0 where other processes sample the tasks before these."""
 
 
 class Drawn(NamedTuple):
@@ -60,7 +65,11 @@ class Drawn(NamedTuple):
 
 
 class Sampler(Protocol):
-    """`sampler(ask, policy, score, rng, state) -> Drawn`."""
+    """`sampler(ask, policy, score, rng, state) -> Drawn`.
+
+    One that sets `shares = True` may be run by several processes, each with its part of the tasks: its rows count from
+    `ask.first_id`, and its state does not depend on the tasks.
+    """
 
     @property
     def needs_reference(self) -> bool:

@@ -14,6 +14,7 @@ class Once:
     """The default sampler."""
 
     needs_reference: bool = False
+    shares = True
 
     def init(self) -> dict[str, Any]:
         """No state."""
@@ -28,9 +29,9 @@ class Once:
         """
         parts = min(ask.parts, len(ask.tasks))
         if parts == 1 or ask.begin is None:
-            scored = score(policy.sample(ask.tasks, ask.plan, rng))
+            scored = score(policy.sample(ask.tasks, ask.plan, rng, first_id=ask.first_id))
             return Drawn(scored.table, state, cost_of(scored.table, scored.calls), {})
-        waiting, first = [], 0
+        waiting, first = [], ask.first_id
         for part in range(parts):
             tasks = ask.tasks[part * len(ask.tasks) // parts : (part + 1) * len(ask.tasks) // parts]
             rows = policy.sample(tasks, ask.plan, rng, first_id=first)

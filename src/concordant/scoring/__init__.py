@@ -8,6 +8,7 @@ from typing import Any
 
 _NAMES = {
     "Context": "reward",
+    "DenoisingErrors": "probes",
     "Engine": "engine",
     "Failure": "scores",
     "LogProb": "probes",
@@ -33,6 +34,7 @@ _NAMES = {
 
 __all__ = [
     "Context",
+    "DenoisingErrors",
     "Engine",
     "Failure",
     "LogProb",

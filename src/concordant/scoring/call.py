@@ -1,6 +1,7 @@
-"""Call one reward for one unit of work (a row, a group, a batch). Nothing here imports torch."""
+"""Call one reward for one unit of work (a row, a pair, a group, a batch). Nothing here imports torch."""
 
 import asyncio
+import hashlib
 import inspect
 import threading
 import time
@@ -82,6 +83,12 @@ class TimedOut(Exception):
     """An asynchronous attempt ran over its time; there is no further one."""
 
 
+def call_seed(*parts: object) -> int:
+    """A stable number in [0, 2^63) for what a call is about."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
 def wants_lists(reward: Reward) -> bool:
     """Whether a call is given lists over rows."""
     return reward.style == "batch" or reward.level in ("group", "batch")
@@ -98,7 +105,7 @@ def arguments(reward: Reward, fields: Sequence[str]) -> dict[str, str]:
     A function with `**kwargs` gets every field, except the records of earlier scores. In TRL's convention `prompts`
     and `completions` are the fields `prompt` and `completion`.
     """
-    plural = _PLURAL if reward.style == "batch" else {}
+    plural = _PLURAL if reward.style == "batch" and reward.level != "pair" else {}
     known = {name: name for name in fields if name not in plural.values()}
     known |= {many: one for many, one in plural.items() if one in fields}
     parameters = reward.parameters
@@ -109,7 +116,7 @@ def arguments(reward: Reward, fields: Sequence[str]) -> dict[str, str]:
 
 def _extras(reward: Reward) -> Mapping[str, Any]:
     """Further arguments that TRL passes, for functions that name them: there is no trainer here."""
-    if reward.style != "batch":
+    if reward.style != "batch" or reward.level == "pair":
         return {}
     harmless = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore, "environments": None}
     return {name: value for name, value in harmless.items() if name in reward.parameters}

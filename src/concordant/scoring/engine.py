@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from concordant.core.errors import RewardError
-from concordant.scoring.call import Gate, call_here
+from concordant.scoring.call import Gate, call_here, call_seed
 from concordant.scoring.outcome import Outcome, Rows
-from concordant.scoring.plan import Plan, call_seed, make_plan
+from concordant.scoring.plan import Plan, make_plan
 from concordant.scoring.reward import Context, Reward
 from concordant.scoring.stats import Stats, count
 from concordant.scoring.values import said_nothing
@@ -36,7 +36,8 @@ class Pending:
         return all(not isinstance(work, Ticket) or work.ended.is_set() for _, work in self._work)
 
     def result(self) -> dict[str, list[Outcome]]:
-        """Wait for the outcomes: by reward, one for each row, in order.
+        """Wait for the outcomes: by reward, one for each row, in order; for rewards of pairs one for each pair, in the
+        order of `all_pairs`, its value the share that the earlier row wins.
 
         Raises:
             RewardError: if a reward cannot be loaded by a worker, or failed on every row of the engine's first pass.
@@ -45,11 +46,12 @@ class Pending:
             called = [work.wait() if isinstance(work, Ticket) else work for _, work in self._work]
             plans = [plan for plan, _ in self._work]
             self._engine._keep(plans, called)
-            made = {plan.reward.name: plan.outcomes(one) for plan, one in zip(plans, called, strict=True)}
+            answers = [plan.answers(one) for plan, one in zip(plans, called, strict=True)]
             self.stats = {
-                plan.reward.name: count(made[plan.reward.name], one)
-                for plan, one in zip(plans, called, strict=True)
+                plan.reward.name: count(said, one)
+                for plan, said, one in zip(plans, answers, called, strict=True)
             }
+            made = {plan.reward.name: plan.settle(said) for plan, said in zip(plans, answers, strict=True)}
             self._engine._count(self.stats)
             self._engine._judge(made)
             self._outcomes = made
@@ -91,6 +93,7 @@ class Engine:
         if workers < 1:
             raise RewardError(f"the engine needs at least one worker, got {workers}")
         self.rewards = tuple(rewards)
+        self._levels = {reward.name: reward.level for reward in rewards}
         self.seed, self.strict = seed, strict
         self.stats: Mapping[str, Stats] = {}
         """Numbers of all passes so far, by reward."""
@@ -128,7 +131,7 @@ class Engine:
         return self._pool.submit(self._places[plan.reward.name], plan.names, plan.payloads, sizes)
 
     def run(self, rows: Rows, context: Context = Context()) -> dict[str, list[Outcome]]:
-        """Score rows: outcomes by reward, one for each row, in order."""
+        """Score rows: outcomes by reward, one for each row (or pair), in order."""
         return self.submit(rows, context).result()
 
     def _keep(self, plans: Sequence[Plan], called: Sequence[Sequence[Sequence[Outcome]]]) -> None:
@@ -147,8 +150,9 @@ class Engine:
         for name, outcomes in made.items():
             failed = [o.reason for o in outcomes if o.value is None and not said_nothing(o.reason)]
             if outcomes and len(failed) == len(outcomes):
+                what = "pairs" if self._levels[name] == "pair" else "rollouts"
                 raise RewardError(
-                    f"reward {name!r} failed on all {len(failed)} rollouts; the first: {failed[0]}"
+                    f"reward {name!r} failed on all {len(failed)} {what}; the first: {failed[0]}"
                 )
         self.strict = not any(made.values())
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
+from concordant.scoring import arrays
 from concordant.scoring.code import Digest
 from concordant.scoring.isolation import isolation
 from concordant.scoring.reward import Context, Reward
@@ -60,8 +61,9 @@ def key(fingerprint: bytes, inputs: Mapping[str, Any], seed: int | Context | Non
         seed: what else the result depends on; the whole `Context` for rewards that take `context`, else None.
 
     Returns:
-        The key; None if an input is no JSON (another type than text, number, bool, None, list, or mapping with text
-        keys; a tuple is none either), so that the call cannot be named and its result is not cached.
+        The key; None if an input is no JSON (another type than text, number, bool, None, list, mapping with text keys,
+        or numpy array of numbers; a tuple is none either), so that the call cannot be named and its result is not
+        cached. An array counts with its type, shape and bytes.
     """
     try:
         text = _json({name: inputs[name] for name in sorted(inputs)})
@@ -137,4 +139,6 @@ def _json(value: Any) -> str:
                 raise TypeError("a key that is no text")
             parts.append(f"{_text(name)}:{_json(value[name])}")
         return "{" + ",".join(parts) + "}"
+    if arrays.is_array(value):
+        return arrays.name(value)
     raise TypeError(f"{kind.__name__} is no JSON")

@@ -2,19 +2,24 @@
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from concordant.core.errors import RewardError
-from concordant.scoring.call import Job, arguments, takes_context, wants_lists
+from concordant.scoring.arrays import hold_arrays, pickled
+from concordant.scoring.call import Job, arguments, call_seed, takes_context, wants_lists
 from concordant.scoring.outcome import Outcome, Rows
+from concordant.scoring.pairs import Questions, questions
 from concordant.scoring.reward import Context, Reward, check_fields
 from concordant.scoring.values import said_nothing, shorten
 
+LARGEST = 1000 << 20
+"""Bytes that the inputs of one call may have on their way to a worker."""
+
 
 class Unit(NamedTuple):
-    """Rows that one call judges, and the job that judges them."""
+    """Rows (for rewards of pairs: questions) that one call judges, and the job that judges them."""
 
     rows: tuple[int, ...]
     job: int
@@ -36,9 +41,15 @@ class Plan:
     units: list[Unit]
     known: Mapping[int, Outcome]
     """Outcomes from the cache, by row."""
+    asked: Questions | None = None
+    """For a reward of pairs: what it is asked; the rows above are then questions."""
 
-    def outcomes(self, called: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-        """One outcome for each row; rows that share a call count it once."""
+    def settle(self, answers: list[Outcome]) -> list[Outcome]:
+        """From one outcome for each row or question to one for each row or pair."""
+        return answers if self.asked is None else self.asked.settle(answers)
+
+    def answers(self, called: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+        """One outcome for each row or question; those that share a call count it once."""
         found = dict(self.known)
         seen: set[int] = set()
         for unit in self.units:
@@ -74,6 +85,8 @@ def make_plan(reward: Reward, rows: Rows, context: Context, cache: Any = None, m
         RewardError: if the reward asks for a field that is not there, or a value cannot be sent to a worker.
     """
     check_fields(reward, list(rows.fields))
+    asked = questions(reward, rows, context) if reward.level == "pair" else None
+    rows = rows if asked is None else asked.rows
     fields = arguments(reward, list(rows.fields))
     units = split(reward, rows)
     jobs = _jobs(reward, rows, list(fields.values()), units, context)
@@ -81,13 +94,14 @@ def make_plan(reward: Reward, rows: Rows, context: Context, cache: Any = None, m
     known = _known(cache, units, jobs, keys) if keys else {}
     shares = reward.cache and not takes_context(reward)
     places: dict[bytes, int] = {}
-    plan = Plan(reward, tuple(fields), [], [], [], known)
+    plan = Plan(reward, tuple(fields), [], [], [], known, asked)
+    pack = _packer(reward, [rows.fields[field] for field in fields.values()], len(units))
     for place, (members, job) in enumerate(zip(units, jobs, strict=True)):
         own = keys[place] if keys else ()
         if members[0] in known:
             plan.units.append(Unit(members, -1))
             continue
-        payload = _pickle(reward, job)
+        payload = pack(job)
         at = places.get(payload, -1) if shares and payload else -1
         if at < 0:
             at = len(plan.jobs)
@@ -99,8 +113,11 @@ def make_plan(reward: Reward, rows: Rows, context: Context, cache: Any = None, m
 
 
 def split(reward: Reward, rows: Rows) -> list[tuple[int, ...]]:
-    """Return the rows that each call judges: single rows, groups in the order in which they appear, or all."""
-    if reward.level == "batch":
+    """Return the rows that each call judges: single rows, groups in the order in which they appear, or all.
+
+    The rows of a reward of pairs are its questions: one by one, or (style `batch`) all of them.
+    """
+    if reward.level == "batch" or (reward.level == "pair" and reward.style == "batch"):
         return [tuple(range(len(rows)))] if len(rows) else []
     if reward.level != "group" or not len(rows.group):
         return [(row,) for row in range(len(rows))]
@@ -160,12 +177,6 @@ def _contexts(
     return made
 
 
-def call_seed(*parts: object) -> int:
-    """A stable number in [0, 2^63) for what a call is about."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
 def _keys(reward: Reward, fields: Sequence[str], jobs: Sequence[Job], mark: bytes) -> list[tuple[bytes, ...]]:
     """Cache keys of the rows of each job; none for inputs that have no name."""
     from concordant.scoring.keys import key
@@ -203,10 +214,22 @@ def _fits(outcome: Outcome, length: int | None) -> bool:
     return length is None or value is None or (isinstance(value, tuple) and len(value) == length)
 
 
-def _pickle(reward: Reward, job: Job) -> bytes:
+def _packer(reward: Reward, columns: Sequence[Sequence[Any]], units: int) -> Callable[[Job], bytes]:
+    """Return what packs the jobs of a pass; a single one that stays in this process needs no packing."""
+    if reward.inline and units == 1:
+        return lambda job: b""
+    write = pickled if hold_arrays(columns) else _pickled
+    return lambda job: _pickle(reward, job, write)
+
+
+def _pickled(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _pickle(reward: Reward, job: Job, write: Callable[[Any], bytes]) -> bytes:
     """A job as bytes, by which equal jobs are known and in which workers get them."""
     try:
-        return pickle.dumps(tuple(job), protocol=pickle.HIGHEST_PROTOCOL)
+        made = write(tuple(job))
     except Exception as error:  # pickle raises what the object's own methods raise
         if reward.inline:
             return b""
@@ -214,3 +237,9 @@ def _pickle(reward: Reward, job: Job) -> bytes:
             f"a field of reward {reward.name!r} cannot be sent to a worker process: {shorten(str(error))}; keep fields "
             "to plain data, or declare it @reward(inline=True)"
         ) from None
+    if len(made) > LARGEST and not reward.inline:
+        raise RewardError(
+            f"one call of reward {reward.name!r} would be sent {len(made) >> 20} MB, more than the {LARGEST >> 20} MB "
+            "that a worker process takes; let it judge fewer rows at a time, or declare it @reward(inline=True)"
+        )
+    return made

@@ -1,12 +1,13 @@
 """Probes ask a model of the run (policy, reference, a world's scorer), batched and without gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from concordant.core.errors import ConfigError
+from concordant.core.seeds import Rng
 from concordant.core.table import Table
 
 
@@ -17,6 +18,8 @@ class Models:
     policy: Any
     reference: Any = None
     world: Any = None
+    rng: Rng = field(default_factory=Rng)
+    """Random stream of this step's probes."""
 
 
 class Probe(Protocol):
@@ -87,3 +90,30 @@ class WorldScore:
             )
         with torch.no_grad():
             return {self.name: scorers[self.name](table)}
+
+
+@dataclass(frozen=True)
+class DenoisingErrors:
+    """Noise every final image again and ask the reference for its denoising error (Diffusion-DPO).
+
+    Columns `draw_time` (b n), `draw_noise` (b n d) and `ref_error` (b n), n = `draws`. Images of one group share times
+    and noises, so that their errors can be compared.
+    """
+
+    draws: int = 4
+    needs_reference: bool = True
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The three columns."""
+        return {"draw_time": "b n", "draw_noise": "b n d", "ref_error": "b n"}
+
+    def __call__(self, models: Models, table: Table) -> dict[str, Tensor]:
+        """Draw times and noises by group, and score them without gradient."""
+        group, x = table["group"], table["sample"]
+        time = models.rng.child("draw_time").uniform(group, self.draws).float()
+        noise = models.rng.child("draw_noise").normal(group, self.draws * x.shape[1])
+        noise = noise.reshape(table.rows, self.draws, x.shape[1])
+        with torch.no_grad():
+            error = models.reference.errors(x, table.fields["prompt"], time, noise)
+        return {"draw_time": time, "draw_noise": noise, "ref_error": error}

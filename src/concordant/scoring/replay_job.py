@@ -8,6 +8,7 @@ from typing import Any
 
 from concordant.core.errors import DataError, RewardError, nearest
 from concordant.scoring.agreement import Tally
+from concordant.scoring.arrays import restore
 from concordant.scoring.batches import Batch
 from concordant.scoring.call import arguments, takes_context
 from concordant.scoring.keys import fingerprint
@@ -118,6 +119,11 @@ def _reads(reward: Reward, layout: Layout) -> list[str]:
 
 
 def _check(reward: Reward, layout: Layout, path: Path) -> None:
+    if reward.level == "pair":
+        raise RewardError(
+            f"reward {reward.name!r} compares two rollouts, and `score` writes a number for each one; run it in "
+            "training, or over rows in Python with concordant.scoring.Engine"
+        )
     try:
         check_fields(reward, layout.names)
     except RewardError as error:
@@ -157,6 +163,20 @@ def manifest(job: Job) -> dict[str, Any]:
     }
 
 
+def _restored(job: Job, batch: Batch, name: str) -> list[Any]:
+    """A field of a batch with its arrays."""
+    cells = batch.block.columns[job.layout.column(name)]
+    if not any(type(cell) is dict or type(cell) is list for cell in cells):
+        return cells
+    found = []
+    for row, cell in enumerate(cells):
+        try:
+            found.append(restore(cell))
+        except ValueError as error:
+            raise DataError(f"{job.source.path}, {batch.block.place(row)}: field {name!r}: {error}") from None
+    return found
+
+
 def as_rows(job: Job, batch: Batch) -> Rows:
     """Return what the engine is given of a batch."""
     columns = batch.block.columns
@@ -166,5 +186,5 @@ def as_rows(job: Job, batch: Batch) -> Rows:
         for level, name in job.layout.lengths.items()
         if name in columns
     }
-    fields = {name: columns[job.layout.column(name)] for name in job.fields}
+    fields = {name: _restored(job, batch, name) for name in job.fields}
     return Rows(fields, batch.groups, ids, lengths)

@@ -15,12 +15,16 @@ from typing import Any, Literal, TypeVar
 
 from concordant.core.errors import RewardError, nearest
 
-Level = Literal["rollout", "segment", "step", "check", "group", "batch"]
+Level = Literal["rollout", "segment", "step", "check", "pair", "group", "batch"]
 Style = Literal["fields", "batch"]
 Missing = Literal["exclude", "drop-rollout", "drop-group", "fail"]
+Order = Literal["random", "both", "index"]
 
-LEVELS: tuple[Level, ...] = ("rollout", "segment", "step", "check", "group", "batch")
+LEVELS: tuple[Level, ...] = ("rollout", "segment", "step", "check", "pair", "group", "batch")
 POLICIES: tuple[Missing, ...] = ("exclude", "drop-rollout", "drop-group", "fail")
+ORDERS: tuple[Order, ...] = ("random", "both", "index")
+SIDES = ("left", "right")
+"""What the parameters of a reward of pairs end in, e.g. `image_left` and `image_right`."""
 USER = "concordant_user_"
 """What the names of modules that were loaded from a path begin with."""
 _MARK = "__concordant_reward__"
@@ -71,7 +75,8 @@ class Reward:
 
     `style="fields"`: called with the fields it names, e.g. `f(completion, answer) -> float | None`; at the levels
     `group` and `batch` each field is a list and so is what it returns.
-    `style="batch"`: TRL's calling convention, `f(prompts, completions, **columns) -> list[float | None]`.
+    `style="batch"`: TRL's calling convention, `f(prompts, completions, **columns) -> list[float | None]`; at the level
+    `pair`, one call with a list over all pairs for each argument.
     """
 
     name: str
@@ -80,7 +85,9 @@ class Reward:
     level: Level = "rollout"
     """What is judged at a time. `segment` and `step` return one value for each segment or trained step of the row,
     `check` one for each check of a suite (tests of a program, items of a rubric); `group` and `batch` see all members
-    of the group, or all rows, and return one value for each."""
+    of the group, or all rows, and return one value for each. `pair` compares two members of a group: the function names
+    `image_left` and `image_right` for the field `image`, and without an ending what all members share (`prompt`); it
+    returns the share that left wins, in [0, 1]: 1 left is better, 0.5 a tie."""
     timeout: float = 10.0
     """Seconds for one attempt, from the moment it starts (waiting in a queue does not count)."""
     retries: int = 2
@@ -99,12 +106,19 @@ class Reward:
     """Part of the cache key that the code does not show, e.g. the revision of a judge model."""
     inline: bool = False
     """Run in the caller's process: no timeout, no isolation. For small trusted functions."""
+    order: Order = "random"
+    """At the level `pair`, who is shown on the left: chosen at random for each pair from the run's seed and the ids of
+    both rows; `both` asks twice and takes the mean; `index` always shows the earlier row on the left."""
+    pairs: Literal["all"] = "all"
+    """At the level `pair`, which pairs of a group are asked about: `all`, each once."""
     origin: str = ""
     """`file.py:name` where the function was loaded from; worker processes load it from there again."""
 
     def __post_init__(self) -> None:
         _check_choice("level", self.level, LEVELS)
         _check_choice("missing", self.missing, POLICIES)
+        _check_choice("order", self.order, ORDERS)
+        _check_choice("pairs", self.pairs, ("all",))
         if not self.timeout > 0:
             raise RewardError(f"reward {self.name!r}: timeout must be a positive number, got {self.timeout}")
         for option in ("retries", "concurrency", "rate"):
@@ -116,6 +130,10 @@ class Reward:
             raise RewardError(
                 f"reward {self.name!r}: a function with `completions` judges rollouts, not a {self.level}; "
                 "name the fields one by one instead"
+            )
+        if self.order != "random" and self.level != "pair":
+            raise RewardError(
+                f"reward {self.name!r}: order={self.order!r} has no meaning at level {self.level!r}"
             )
 
     @property
@@ -189,8 +207,8 @@ def as_reward(function: Any, name: str | None = None, **options: Any) -> Reward:
     if not callable(function):
         raise RewardError(f"a reward must be callable, got {function!r}")
     called = function if inspect.isroutine(function) else type(function).__call__
-    trl = "completions" in inspect.signature(called).parameters
     chosen = {**declared(function), **options}
+    trl = "completions" in inspect.signature(called).parameters and chosen.get("level") != "pair"
     chosen.setdefault("style", "batch" if trl else "fields")
     chosen.setdefault("level", "group" if trl else "rollout")
     own = chosen.pop("name", None) or getattr(function, "__name__", type(function).__name__)
@@ -256,7 +274,9 @@ def _load(file: Path, modified: int, size: int) -> Any:
 
 def check_fields(reward: Reward, names: Sequence[str]) -> None:
     """Refuse a reward that asks for a field the data does not have."""
-    if reward.style == "batch":
+    if reward.level == "pair":
+        names = [*names, *(f"{name}_{side}" for name in names for side in SIDES)]
+    elif reward.style == "batch":
         return
     for parameter in reward.parameters.values():
         needed = parameter.default is parameter.empty and parameter.kind in (

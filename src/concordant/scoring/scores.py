@@ -6,11 +6,14 @@ Columns of a reward `r`, all float32:
 - `segment`: `r` [b n], one value for each segment that column `turn` says exists, NaN elsewhere;
 - `step`: `r` [b s], one value for each step in `mask`, in order, 0 outside;
 - `check`: `r` [b u], padded with NaN to the longest suite;
-- `r_confidence` [b], if the function is annotated to return a `Verdict` or a verdict stated its confidence. With the
-  annotation every table has the column, whatever was said.
+- `pair`: `r` [p], the share that the row `left` wins against the row `right` (both [p], positions of rows, the same for
+  all rewards of pairs), NaN where there is no verdict;
+- `r_confidence` [b], for pairs [p], if the function is annotated to return a `Verdict` or a verdict stated its
+  confidence. With the annotation every table has the column, whatever was said.
 
 Why a value is missing stands in the field `missing`, `{reward: reason}` for each row; what verdicts said besides, in
-the field `verdicts`, `{reward: {confidence, kind, detail, sandbox}}`, if a function is annotated to return one.
+the field `verdicts`, `{reward: {confidence, kind, detail, sandbox}}`, if a function is annotated to return one. What
+was said about pairs is no row's own: it stands in `Scores.outcomes`.
 """
 
 import inspect
@@ -27,10 +30,11 @@ from concordant.core.table import Table
 from concordant.scoring.call import arguments
 from concordant.scoring.engine import Engine, Pending
 from concordant.scoring.outcome import Outcome, Rows
-from concordant.scoring.reward import Context, Reward, as_reward
+from concordant.scoring.pairs import all_pairs, lacking_rows, sources
+from concordant.scoring.reward import SIDES, Context, Reward, as_reward
 from concordant.scoring.stats import Stats
 
-_AXES = {"segment": "b n", "step": "b s", "check": "b u"}
+_AXES = {"segment": "b n", "step": "b s", "check": "b u", "pair": "p"}
 _LENGTHS = {"segment": "turn", "step": "mask"}
 
 
@@ -40,12 +44,13 @@ class Scores:
 
     table: Table
     missing: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    """By reward: the reason for each row position without a value."""
+    """By reward: the reason for each row position (for rewards of pairs, pair position) without a value."""
     calls: int = 0
-    """Scores that were asked for: rows times rewards."""
+    """Scores that were asked for: a row each, and a question each of rewards of pairs; repeated ones count."""
     dropped: int = 0
     """Rows that the rewards' policies took out (`keep` is False now and was True)."""
     outcomes: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
+    """By reward: one for each row, or for each pair."""
     stats: Mapping[str, Stats] = field(default_factory=dict)
 
 
@@ -103,8 +108,8 @@ def begin(
 def rows_of(table: Table, rewards: Sequence[Reward]) -> Rows:
     """Return what rewards see of a table."""
     fields: dict[str, Sequence[Any]] = dict(table.fields)
-    names = [*fields, "completion_ids"]
-    if "completion_ids" not in fields and any("completion_ids" in arguments(r, names) for r in rewards):
+    tokens_there = "completion_ids" not in fields and "tokens" in table
+    if tokens_there and any(_wants(reward, "completion_ids", list(fields)) for reward in rewards):
         tokens = zip(table["tokens"], table["mask"], strict=True)
         fields["completion_ids"] = [row[kept].tolist() for row, kept in tokens]
     lengths: dict[str, list[int]] = {}
@@ -119,10 +124,20 @@ def rows_of(table: Table, rewards: Sequence[Reward]) -> Rows:
     )
 
 
+def _wants(reward: Reward, name: str, fields: Sequence[str]) -> bool:
+    """Whether a reward would be given a further field of this name."""
+    if reward.level == "pair":
+        return any(source == name for source, _ in sources(reward, [*fields, name]).values())
+    return name in arguments(reward, [*fields, name])
+
+
 def columns_of(reward: Reward) -> dict[str, str]:
     """Columns that a reward is known to make before it was called, with their axes."""
-    confidence = {f"{reward.name}_confidence": "b"} if _gives_verdicts(reward) else {}
-    return {reward.name: _AXES.get(reward.level, "b"), **confidence}
+    axes = _AXES.get(reward.level, "b")
+    own = axes if reward.level == "pair" else "b"
+    confidence = {f"{reward.name}_confidence": own} if _gives_verdicts(reward) else {}
+    ends = dict.fromkeys(SIDES, "p") if reward.level == "pair" else {}
+    return {reward.name: axes, **confidence, **ends}
 
 
 def _gives_verdicts(reward: Reward) -> bool:
@@ -132,13 +147,14 @@ def _gives_verdicts(reward: Reward) -> bool:
 
 def _finish(table: Table, rewards: Sequence[Reward], pending: Pending) -> Scores:
     outcomes = pending.result()
-    columns: dict[str, tuple[str, Tensor]] = {}
+    columns = _ends(table, rewards)
     for reward in rewards:
         found = outcomes[reward.name]
         columns[reward.name] = (_AXES.get(reward.level, "b"), _column(reward, found, table))
         stated = [math.nan if o.confidence is None else o.confidence for o in found]
         if _gives_verdicts(reward) or not all(map(math.isnan, stated)):
-            columns[f"{reward.name}_confidence"] = ("b", torch.tensor(stated, dtype=torch.float32))
+            axes = "p" if reward.level == "pair" else "b"
+            columns[f"{reward.name}_confidence"] = (axes, torch.tensor(stated, dtype=torch.float32))
     missing = {
         name: {row: o.reason for row, o in enumerate(found) if o.value is None}
         for name, found in outcomes.items()
@@ -150,11 +166,27 @@ def _finish(table: Table, rewards: Sequence[Reward], pending: Pending) -> Scores
     return Scores(
         table.with_columns(columns, _records(table.rows, rewards, outcomes, missing)),
         missing,
-        table.rows * len(rewards),
+        sum(stats.rows for stats in pending.stats.values()),
         int((before & ~keep).sum()),
         outcomes,
         pending.stats,
     )
+
+
+def _ends(table: Table, rewards: Sequence[Reward]) -> dict[str, tuple[str, Tensor]]:
+    """The columns `left` and `right`, if there is a reward of pairs."""
+    names = [reward.name for reward in rewards if reward.level == "pair"]
+    if not names:
+        return {}
+    pairs = torch.tensor(all_pairs(table["group"].tolist()), dtype=torch.int64).reshape(-1, 2)
+    ends = {side: ("p", pairs[:, place].contiguous()) for place, side in enumerate(SIDES)}
+    for side, (_, own) in ends.items():
+        if side in table and not torch.equal(table[side], own):
+            raise RewardError(
+                f"reward {names[0]!r} compares all pairs of each group, but the table has other pairs already in its "
+                "columns left and right; score before they are made, or take them out"
+            )
+    return ends
 
 
 def _records(
@@ -164,10 +196,11 @@ def _records(
     missing: Mapping[str, Mapping[int, str]],
 ) -> dict[str, list[Any]]:
     """Fields that stay with each rollout."""
+    own = {reward.name: missing[reward.name] for reward in rewards if reward.level != "pair"}
     records: dict[str, list[Any]] = {
-        "missing": [{name: why[row] for name, why in missing.items() if row in why} for row in range(rows)]
+        "missing": [{name: why[row] for name, why in own.items() if row in why} for row in range(rows)]
     }
-    judges = [reward.name for reward in rewards if _gives_verdicts(reward)]
+    judges = [reward.name for reward in rewards if reward.name in own and _gives_verdicts(reward)]
     if judges:
         records["verdicts"] = [
             {name: _verdict(outcomes[name][row]) for name in judges} for row in range(rows)
@@ -183,7 +216,7 @@ def _verdict(outcome: Outcome) -> dict[str, Any]:
 def _column(reward: Reward, outcomes: Sequence[Outcome], table: Table) -> Tensor:
     """The values of a reward, NaN where missing."""
     level = reward.level
-    if level not in _AXES:
+    if level == "pair" or level not in _AXES:
         values = [math.nan if o.value is None else o.value for o in outcomes]
         return torch.tensor(values, dtype=torch.float32)
     if level == "check":
@@ -209,19 +242,32 @@ def _keep(
     keep = before.clone()
     for reward in rewards:
         found = outcomes[reward.name]
-        lacking = torch.tensor([o.value is None for o in found], dtype=torch.bool) & before
+        lacking = _lacking(table, reward, found) & before
         if reward.missing == "exclude" or not lacking.any():
             continue
         if reward.missing == "fail":
-            row = int(lacking.nonzero()[0])
+            lost = [o.reason for o in found if o.value is None]
+            many, what = len(lost), "pairs"
+            if reward.level != "pair":
+                many, what, lost = int(lacking.sum()), "rollouts", [found[int(lacking.nonzero()[0])].reason]
             raise RewardError(
-                f"reward {reward.name!r} has no value for {int(lacking.sum())} of {table.rows} rollouts, and its "
-                f"policy is to stop then; the first: {found[row].reason}"
+                f"reward {reward.name!r} has no value for {many} of {len(found)} {what}, and its policy is to stop "
+                f"then; the first: {lost[0]}"
             )
         if reward.missing == "drop-group" and "group" in table:
             lacking = torch.isin(table["group"], table["group"][lacking])
         keep &= ~lacking
     return keep
+
+
+def _lacking(table: Table, reward: Reward, outcomes: Sequence[Outcome]) -> Tensor:
+    """Rows without a value, shape (b). Of pairs: under `drop-rollout` rows that no verdict is about, else rows that any
+    verdict on them is lacking.
+    """
+    if reward.level != "pair":
+        return torch.tensor([o.value is None for o in outcomes], dtype=torch.bool)
+    found = lacking_rows(all_pairs(table["group"].tolist()), outcomes, table.rows)
+    return torch.tensor(found["all" if reward.missing == "drop-rollout" else "any"], dtype=torch.bool)
 
 
 def validate(
@@ -247,6 +293,11 @@ def validate(
     [('exact', 1)]
     """
     listed = [as_reward(one) for one in rewards]
+    for one in listed:
+        if one.level == "pair":
+            raise RewardError(
+                f"reward {one.name!r} compares rollouts; a gold completion alone has nothing to validate"
+            )
     own = engine or Engine([replace(reward, inline=True) for reward in listed], strict=False)
     given = replace(rows, fields={**rows.fields, "completion": list(gold)})
     return [

@@ -12,6 +12,7 @@ class Stats:
     """Numbers of one reward in one pass."""
 
     rows: int = 0
+    """Scores that were asked for: rows, and for rewards of pairs questions (two a pair where both orders are asked)."""
     calls: int = 0
     """Units of work (rows, groups, batches) for which the function was called."""
     attempts: int = 0
@@ -37,7 +38,7 @@ def count(outcomes: Sequence[Outcome], called: Sequence[Sequence[Outcome]]) -> S
     """Count a pass.
 
     Args:
-        outcomes: one for each row.
+        outcomes: one for each row (or question about a pair).
         called: what each call gave, one for each row that it judged.
     """
     cached = sum(o.cached for o in outcomes)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from concordant.scoring.outcome import Outcome
@@ -67,10 +68,24 @@ def outcome(raw: Any, seconds: float, attempts: int) -> Outcome:
     )  # fmt: skip
 
 
+def share(raw: Any, seconds: float, attempts: int) -> Outcome:
+    """Read what was said about a pair: the share that left wins; a number outside [0, 1] is no share.
+
+    >>> share(1.5, 0.0, 1).reason
+    'returned 1.5, not a share in [0, 1]'
+    """
+    said = outcome(raw, seconds, attempts)
+    if isinstance(said.value, float) and not 0 <= said.value <= 1:
+        return replace(
+            said, value=None, confidence=None, reason=f"returned {said.value:g}, not a share in [0, 1]"
+        )
+    return said
+
+
 def read(
     reward: Reward, raw: Any, size: int, length: int | None, seconds: float, attempts: int
 ) -> list[Outcome]:
-    """Read what one call returned, as one outcome for each of the `size` rows it judged.
+    """Read what one call returned, as one outcome for each of the `size` rows (or pairs) it judged.
 
     Args:
         reward: the reward that was called; its level and style say what it should return.
@@ -82,12 +97,13 @@ def read(
     """
     if reward.level in _PARTS:
         return [_several(reward.level, raw, length, seconds, attempts)]
-    if reward.level == "rollout" and reward.style == "fields":
-        return [outcome(raw, seconds, attempts)]
-    reason = _not_one_each(raw, size)
+    judged = share if reward.level == "pair" else outcome
+    if reward.level in ("rollout", "pair") and reward.style == "fields":
+        return [judged(raw, seconds, attempts)]
+    reason = _not_one_each(raw, size, "pairs" if reward.level == "pair" else "completions")
     if reason:
         return missing(reason, size, seconds, attempts)
-    return [outcome(raw[i], seconds, attempts) for i in range(size)]
+    return [judged(raw[i], seconds, attempts) for i in range(size)]
 
 
 def missing(reason: str, size: int, seconds: float = 0.0, attempts: int = 0) -> list[Outcome]:
@@ -122,11 +138,11 @@ def _sized(raw: Any) -> bool:
     return isinstance(raw, Sequence) or getattr(raw, "ndim", 0) == 1
 
 
-def _not_one_each(raw: Any, size: int) -> str:
+def _not_one_each(raw: Any, size: int, noun: str) -> str:
     if not _sized(raw):
         what = "None" if raw is None else type(raw).__name__
-        return f"returned {what} for {size} completions"
-    return "" if len(raw) == size else f"returned {len(raw)} values for {size} completions"
+        return f"returned {what} for {size} {noun}"
+    return "" if len(raw) == size else f"returned {len(raw)} values for {size} {noun}"
 
 
 def _several(level: str, raw: Any, length: int | None, seconds: float, attempts: int) -> Outcome:

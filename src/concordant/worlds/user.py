@@ -1,4 +1,7 @@
-"""The user's own world: prompts from a JSONL file, the user's model, the user's reward functions."""
+"""The user's own world: prompts from a JSONL file, the user's model, the user's reward functions.
+
+The model is a language model, or a folder with a pipeline of diffusers, which makes images.
+"""
 
 import functools
 import hashlib
@@ -78,6 +81,21 @@ class UserConfig:
     """Share of the prompts that is kept for evaluation (at least one)."""
     answer_pattern: str = _ANSWER
     """Regular expression whose first filled group is the answer, for methods that compare answers."""
+    size: tuple[int, int] | None = None
+    """Pipelines: height and width of images in pixels; None is the pipeline's own."""
+    guidance: float | None = None
+    """Pipelines: see `DiffusersFlowPolicy.from_pretrained`; None is the pipeline's own."""
+    max_sequence_length: int | None = None
+    """Pipelines: tokens that T5 reads of a prompt; None is the pipeline's own."""
+    recompute: int = 0
+    """Pipelines: network evaluations whose activations are kept at a time; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        sides = self.size if isinstance(self.size, tuple) else ()
+        if self.size is not None and (len(sides) != 2 or not all(isinstance(side, int) for side in sides)):
+            raise ConfigError(
+                f"world.size must be height and width in pixels, e.g. [512, 512], got {self.size!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,6 @@ class UserWorld:
     name: str = "user"
     judged_by_rewards: bool = True
     """Whether `evaluate` reads the columns of the rewards, so that they must be scored before."""
-    columns: Mapping[str, str] = field(default_factory=lambda: {"answer_id": "b"})
     scorers: Mapping[str, Callable[[Table], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,6 +115,27 @@ class UserWorld:
             re.compile(self.config.answer_pattern)
         except re.error as error:
             raise ConfigError(f"world.answer_pattern is no regular expression: {error}") from None
+        given = [name for name, value in self._of_images().items() if value]
+        if given and self.modality == "text":
+            raise ConfigError(
+                f"world.{given[0]} is for pipelines of images; {self.model!r} is no folder with a model_index.json"
+            )
+
+    @property
+    def modality(self) -> Literal["text", "image"]:
+        """What the model makes: images if it is a folder with a pipeline of diffusers, else text."""
+        from concordant.policies.flow.pipelines import is_pipeline
+
+        return "image" if is_pipeline(self.model) else "text"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns that `annotate` adds."""
+        return {"answer_id": "b"} if self.modality == "text" else {}
+
+    def _of_images(self) -> dict[str, Any]:
+        names = ("size", "guidance", "max_sequence_length", "recompute")
+        return {name: getattr(self.config, name) for name in names}
 
     def _rows(self, split: str) -> list[tuple[int, dict[str, Any]]]:
         rows = list(enumerate(_read_once(self.config.data)))
@@ -127,12 +165,18 @@ class UserWorld:
 
     def policy(self, **options: Any) -> Any:
         """Load the user's model."""
+        if self.modality == "image":
+            from concordant.policies.flow.diffusers import DiffusersFlowPolicy
+
+            return DiffusersFlowPolicy.from_pretrained(self.model, **self._of_images(), **options)
         from concordant.policies.lm import LMPolicy
 
         return LMPolicy.from_pretrained(self.model, **options)
 
     def annotate(self, table: Table) -> Table:
-        """Add `answer_id` [b]: equal for equal extracted answers, 0 where none was found."""
+        """Text: add `answer_id` [b], equal for equal extracted answers, 0 where none was found."""
+        if self.modality == "image":
+            return table
         ids = []
         for text in table.fields["completion"]:
             match = re.search(self.config.answer_pattern, text, re.DOTALL)
@@ -140,13 +184,17 @@ class UserWorld:
             ids.append(0 if answer is None else 1 + address(answer.strip()) % _MAX_ID)
         return table.with_columns({"answer_id": ("b", torch.tensor(ids, dtype=torch.int64))})
 
+    def _own(self, table: Table) -> list[str]:
+        """Rewards that say something about a rollout by itself; the mean share that a left one wins says nothing."""
+        return [name for name in self.rewards if "p" not in table.axes(name)]
+
     def evaluate(self, table: Table) -> dict[str, list[float]]:
-        """The user's rewards, from their columns (missing ones left out), and the completion length in tokens."""
+        """The user's rewards, from their columns (missing ones left out); for text the length in tokens, too."""
         values = {}
-        for name in self.rewards:
+        for name in self._own(table):
             column = table[name][table["mask"]] if table.axes(name) == ("b", "s") else table[name]
             values[f"reward/{name}"] = [v for v in column.flatten().tolist() if v == v]
-        return {**values, "length": table["mask"].sum(1).tolist()}
+        return values if self.modality == "image" else {**values, "length": table["mask"].sum(1).tolist()}
 
     def meters(self, table: Table) -> dict[str, float]:
         """Share of groups in which all members got the same reward, by reward."""
@@ -154,7 +202,7 @@ class UserWorld:
 
         return {
             f"tied/{name}": float(tied_groups(table[name], table["group"]).float().mean())
-            for name in self.rewards
+            for name in self._own(table)
         }
 
     def validate(self) -> list[str]:

@@ -53,7 +53,8 @@ class _Worker:
     suspect: Mark | None = None
     """What it was doing when it was killed for being over its time."""
     frames: Frames = field(default_factory=Frames)
-    out: bytes = b""
+    out: memoryview = field(default_factory=lambda: memoryview(b""))
+    """What is still to be sent; a view, so that sending an image piece by piece copies nothing."""
 
 
 class Pool:
@@ -212,7 +213,7 @@ class Pool:
         worker.chunk, chunk.begun = chunk, now
         self.shared.mark(worker.slot, IDLE, 0.0, now + _SLACK)
         jobs = [(number, work.payload) for number, work in chunk.jobs.items()]
-        worker.out = frame(pickle.dumps((chunk.index, chunk.names, jobs, chunk.slots)))
+        worker.out = memoryview(frame(pickle.dumps((chunk.index, chunk.names, jobs, chunk.slots))))
         self._write(worker)
 
     def _write(self, worker: _Worker) -> None:

@@ -15,6 +15,8 @@ from concordant.scoring.values import missing
 CHUNK_SECONDS = 0.02
 """Work that is sent at a time: enough that messages cost little, little enough that all workers end together."""
 CHUNK_JOBS = 1024
+CHUNK_BYTES = 1 << 24
+"""Inputs that are sent at a time, unless a single job has more."""
 _FIRST = 4
 """Jobs of a reward's first chunk, when nothing is known about its speed."""
 _DEEP = 4
@@ -168,10 +170,14 @@ class Schedule:
         """Take jobs from a queue: those of one ticket, whose arguments have the same names."""
         jobs: dict[int, Work] = {}
         ticket: Ticket | None = None
+        sent = 0
         while queue and len(jobs) < size and (ticket is None or queue[0].ticket is ticket):
+            if jobs and sent + len(queue[0].payload) > CHUNK_BYTES:
+                break
             work = queue.popleft()
             if work.open:
                 ticket = work.ticket
+                sent += len(work.payload)
                 self.number += 1
                 jobs[self.number] = work
         return Chunk(index, ticket.names, slots, len(jobs), jobs) if ticket is not None else None
