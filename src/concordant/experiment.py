@@ -59,7 +59,8 @@ def build(
     recipe = recipes.get(slug)
     chosen = recipe.arm(arm)
     name = arm or next(iter(recipe.arms))
-    world, world_options = recipe.world, dict(recipe.world_options)
+    world = recipe.world
+    world_options = {**recipe.world_options, **(recipe.full_world if profile == "full" else {})}
     if model or data or rewards:
         if not (model and data and rewards):
             raise ConfigError("your own model, data and rewards go together: give all three")

@@ -59,7 +59,7 @@ DECLARED = {
     ("prdp", "prdp-16"): set(),
 }
 REWARD_IS_THE_METHOD = ("pref-grpo",)
-BUDGETS = {"group_size", "pool", "steps", "reward_budget"}
+BUDGETS = {"group_size", "pool", "steps", "reward_budget", "lr"}
 
 
 def test_the_systems_and_baselines_of_this_version_are_there() -> None:

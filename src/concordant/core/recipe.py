@@ -159,6 +159,8 @@ class Recipe:
     provenance: Mapping[str, str] = field(default_factory=dict)
     world_options: Mapping[str, Any] = field(default_factory=dict)
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    full_world: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the world that the profile `full` changes, for instance a larger base."""
 
     def __post_init__(self) -> None:
         names = {claim.arm or next(iter(self.arms)) for claim in self.claims} | {

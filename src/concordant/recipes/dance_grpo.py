@@ -26,6 +26,7 @@ recipe = Recipe(
             dance_grpo(), ("cls",), LOSS, Denoise(kind="dance", noise=0.3, same_noise=True, fraction=0.6)
         ),
     },
+    full_world={"model": "dit"},
     profiles={"quick": {"prompts": 24, "group_size": 8, "steps": 100, "lr": 3e-4}},
     provenance={
         "chain.z": "sample standard deviation, eps 1e-8 [code]",

@@ -32,6 +32,7 @@ recipe = Recipe(
             reference=Reference(),
         )
     },
+    full_world={"model": "dit"},
     profiles={"quick": {"prompts": 24, "group_size": 8, "steps": 100, "lr": 3e-4}},
     provenance={
         "objective.beta": "100 [code: online DPO of flow_grpo]; 2000 to 5000 [code: Stable Diffusion]",

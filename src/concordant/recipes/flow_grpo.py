@@ -33,6 +33,7 @@ recipe = Recipe(
         ),
     },
     quick_arms=("flow-grpo",),
+    full_world={"model": "dit"},
     profiles={"quick": {"prompts": 24, "group_size": 8, "steps": 100, "lr": 3e-4}},
     provenance={
         "chain.z": "population standard deviation of the prompt's group, eps 1e-4 [code: per-prompt option]",

@@ -32,6 +32,7 @@ recipe = Recipe(
         ),
     },
     quick_arms=("mix-grpo",),
+    full_world={"model": "dit"},
     profiles={"quick": {"prompts": 24, "group_size": 8, "steps": 100, "lr": 3e-4}},
     provenance={
         "sampler": "a = 0.7, window 4, moves every 25 tables, rolls back at the end [code]",
