@@ -5,9 +5,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from concordant.core.chain import chain, stage
+from concordant.core.chain import Context, chain, stage
+from concordant.core.edits import explain
 from concordant.core.errors import ChainError, DataError
+from concordant.core.seeds import Progress, Rng
 from concordant.core.table import Table
+from concordant.kernels import compare_values, same_group_pairs, win_rate
 
 NAN = float("nan")
 
@@ -172,3 +175,20 @@ def test_a_missing_pair_is_no_missing_row():
     )
     made = chain(n=stage(pair_share, x="r")).run(t)["n"]
     assert made.isnan().tolist() == [False, True, False, False, False] and made[0] == 2
+
+
+def test_an_explanation_shows_the_pairs_that_the_row_is_in():
+    rows = {"group": torch.tensor([0, 0, 0, 1, 1]), "score": torch.tensor([3.0, 1.0, 2.0, 0.0, 5.0])}
+    ends = {"left": "pairs.left", "right": "pairs.right"}
+    method = chain(
+        pairs=stage(same_group_pairs),
+        won=stage(compare_values, x="score", **ends),
+        wins=stage(win_rate, outcome="won", **ends),
+    )
+    given = Table.of({name: ("b", values) for name, values in rows.items()})
+    done, _ = method.apply(given, Context(Rng(), Progress(), method.init()))
+    steps = {step.stage: step for step in explain(method, done, 2)}
+    assert steps["wins"].inputs["pairs.left"] == [0, 1]
+    assert steps["wins"].inputs["pairs.right"] == [2, 2]
+    assert steps["wins"].inputs["won"] == [1.0, 0.0]
+    assert steps["wins"].value == 0.5

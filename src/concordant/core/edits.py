@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
+
 from concordant.core.errors import ChainError, nearest
 from concordant.core.signature import kernel_name, signature_of
 
@@ -177,13 +179,19 @@ class Step:
 
 def _at_row(table: "Table", column: str, row: int) -> Any:
     values, axes = table[column], table.axes(column)
-    return values.select(axes.index("b"), row).tolist() if "b" in axes else values.tolist()
+    if "b" in axes:
+        return values.select(axes.index("b"), row).tolist()
+    if axes == ("p",):  # the pairs that the row is in
+        ends = [table[name] for name in table.ends() if len(table[name]) == len(values)]
+        inside = torch.stack([end == row for end in ends]).any(0) if ends else torch.ones_like(values).bool()
+        return values[inside].tolist()
+    return values.tolist()
 
 
 def explain(chain: "Chain", table: "Table", row: int) -> list[Step]:
     """Return, stage by stage, the inputs and the value that one row (a position in the table) got.
 
-    `table` is the table after the chain ran. Columns over pairs are shown whole.
+    `table` is the table after the chain ran. Of columns over pairs those are shown that the row is in.
     """
     if not 0 <= row < table.rows:
         raise ChainError(f"row {row} is not in the table of {table.rows} rows; rows count from 0")

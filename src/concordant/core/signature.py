@@ -55,7 +55,7 @@ class Signature:
     @property
     def mixes_rows(self) -> bool:
         """Whether a row's result depends on other rows (such stages need the whole group)."""
-        return self.takes_valid or "group" in self.arrays
+        return self.takes_valid or any(name in self.arrays for name in ("group", "left", "right"))
 
     @property
     def parameters(self) -> list[str]:

@@ -75,40 +75,40 @@ def update(
     Raises:
         ConcordantError: if a gradient is not finite; nothing is updated then.
     """
-    ranks = ranks or Ranks()
+    ranks, whole = ranks or Ranks(), table if whole is None else whole
     log: dict[str, float] = {}
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    unit = "group" if objective.whole_groups else "id"
     for epoch in range(config.epochs):
-        unit = "group" if objective.whole_groups else "id"
-        for batch in mini_batches(
-            table if whole is None else whole, config.updates, rng.child(f"epoch{epoch}"), unit
-        ):
+        for batch in mini_batches(whole, config.updates, rng.child(f"epoch{epoch}"), unit):
             optimiser.zero_grad(set_to_none=True)
             mine = batch if ranks.size == 1 else _rows_of(table, batch)
             work = objective.prepare(mine, policy.reads, among=None if ranks.size == 1 else batch)
             log = backward(policy, objective, work, config.micro_batch)
-            for parameter in parameters:
-                if parameter.grad is None:  # no row had force: a gradient of zero, as a naive loss would give
-                    parameter.grad = torch.zeros_like(parameter)
-            ranks.add_gradients(parameters)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-            if not math.isfinite(norm):
-                raise ConcordantError(
-                    "the gradient is not finite; look at the last metrics for exploding ratios or advantages, "
-                    "lower train.lr, or clip (objective.term.low/high)"
-                )
-            rate = config.lr * min(1.0, (steps_done + 1) / max(config.warmup, 1))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
+            log |= {"loss": ranks.add(log["loss"]), **_step(optimiser, config, steps_done, ranks)}
             steps_done += 1
-            log |= {
-                "loss": ranks.add(log["loss"]),
-                "grad_norm": norm,
-                "lr": rate,
-                "updates_done": float(steps_done),
-            }
-    return log
+    return log | {"updates_done": float(steps_done)}
+
+
+def _step(
+    optimiser: torch.optim.Optimizer, config: TrainConfig, steps_done: int, ranks: Ranks
+) -> dict[str, float]:
+    """Take one optimiser step with the gradients of all processes."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:  # no row had force: a gradient of zero, as a naive loss would give
+            parameter.grad = torch.zeros_like(parameter)
+    ranks.add_gradients(parameters)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    if not math.isfinite(norm):
+        raise ConcordantError(
+            "the gradient is not finite; look at the last metrics for exploding ratios or advantages, "
+            "lower train.lr, or clip (objective.term.low/high)"
+        )
+    rate = config.lr * min(1.0, (steps_done + 1) / max(config.warmup, 1))
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    return {"grad_norm": norm, "lr": rate}
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:

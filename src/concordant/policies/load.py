@@ -105,8 +105,9 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
     targets = options.targets if isinstance(options.targets, str) else list(options.targets)
     settings: dict[str, Any] = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": targets}
     try:
-        return get_peft_model(
-            model, LoraConfig(lora_dropout=0.0, task_type=TaskType.CAUSAL_LM, **settings)
-        ).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # adapters begin alike in all runs, whatever was drawn before
+            config = LoraConfig(lora_dropout=0.0, task_type=TaskType.CAUSAL_LM, **settings)
+            return get_peft_model(model, config).eval()
     except ValueError as error:
         raise ConfigError(f"LoRA targets {options.targets!r} do not fit this model: {error}") from None
