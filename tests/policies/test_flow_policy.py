@@ -236,3 +236,44 @@ def test_snapshots_do_not_follow_training_and_states_restore() -> None:
     torch.testing.assert_close(policy.score(table), table["logp"], atol=1e-6, rtol=1e-5)
     assert frozen.guidance == 2.0
     assert not frozen.parameters()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("plan", [FlowPlan(4, 5), FlowPlan(4, 6, noise=0.5, window=(2, 5), same_noise=True)])
+def test_the_graph_of_sampling_gives_the_gradient_of_a_second_pass(name: str, plan: FlowPlan) -> None:
+    plain, keeping = POLICIES[name](), POLICIES[name]()
+    keeping.retain = True
+    for policy in (plain, keeping):
+        table = policy.sample(TASKS, plan, Rng(1))
+        table = table.with_columns(
+            {"mask": ("b s", table["mask"] & (torch.arange(table.rows) != 5)[:, None])}
+        )
+        before = policy.evaluations
+        found = policy.rescore(table, ("logp", "mean"))
+        weight = torch.linspace(0.5, 2.0, found["logp"].numel()).reshape(found["logp"].shape)
+        ((found["logp"] * weight).sum() + found["mean"].square().sum()).backward()
+        assert (policy.evaluations == before) == policy.retain
+        assert float(((found["logp"] - table["logp"])[table["mask"]]).abs().max()) <= 2e-5
+    for one, two in zip(plain.parameters(), keeping.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, atol=2e-4, rtol=2e-4)
+
+
+def test_a_kept_graph_is_not_used_once_weights_moved_for_few_rows_or_twice() -> None:
+    policy = FlowPolicy(Net())
+    policy.retain = True
+
+    def asked(table: Any) -> int:
+        before = policy.evaluations
+        policy.rescore(table)
+        return policy.evaluations - before
+
+    table = policy.sample(TASKS, FlowPlan(4, 5), Rng(1))
+    policy.score(table)  # without graph: the kept one stays
+    assert asked(table) == 0
+    assert asked(table) == 12 * 4
+    assert asked(policy.sample(TASKS, FlowPlan(4, 5), Rng(1)).take(torch.arange(4))) == 4 * 4
+    table = policy.sample(TASKS, FlowPlan(4, 5), Rng(1))
+    with torch.no_grad():
+        policy.parameters()[0].add_(0.1)
+    assert asked(table) == 12 * 4
+    assert not FlowPolicy(Net(), recompute=4).retain
