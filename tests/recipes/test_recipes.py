@@ -47,6 +47,7 @@ DECLARED = {
     ("tempflow-grpo", "inverse-weights"): {"timing"},
     ("tempflow-grpo", "branching"): {"timing"},
     ("tempflow-grpo", "tempflow-calls"): set(),
+    ("tempflow-grpo", "soft-std"): {"z"},
     ("densegrpo", "dense"): set(),
     ("densegrpo", "dense-flat"): set(),
     ("densegrpo", "one-step"): set(),

@@ -43,9 +43,9 @@ recipe = Recipe(
         "prompt-grouping": arm(
             METHOD, TIMED, Branches(grouping="prompt"), "one step a prompt, all starts compared"
         ),
+        "soft-std": arm(METHOD.set("z", eps=1.0), TIMED, Branches(), "small differences stay small [ours]"),
     },
     controls=("inverse-weights", "weights", "branching"),
-    quick_arms=("tempflow-grpo", "flow-grpo", "weights", "inverse-weights", "branching", "tempflow-calls"),
     claims=(
         Claim(versus="flow-grpo", refuted_by="uniform weights and noise everywhere do as well", **GOLD),
         Claim(
@@ -53,6 +53,9 @@ recipe = Recipe(
         ),
         Claim(versus="inverse-weights", arm="weights", refuted_by="inverse weights do equally well", **GOLD),
         Claim(versus="flow-grpo", arm="tempflow-calls", refuted_by="no gain at equal reward calls", **GOLD),
+        Claim(
+            versus="tempflow-grpo", arm="soft-std", refuted_by="small standard deviations do no harm", **GOLD
+        ),
     ),
     full_world={"model": "dit"},
     profiles={
