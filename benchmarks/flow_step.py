@@ -1,13 +1,13 @@
 """One Flow-GRPO step on `flow/digits`: ours against the public loop, stripped to what it computes.
 
-    python benchmarks/flow_step.py                     # both bases, two threads, under a minute each
+    python benchmarks/flow_step.py                     # both bases, two threads, a few minutes
     python benchmarks/flow_step.py --models mlp --rounds 5 --json flow_step.json
 
 The public loop is written here from its description: one forward pass for each denoising step when sampling; rewards;
 advantages per prompt in float64; then, step by step, forward, clipped loss and backward over the batch, gradients
 accumulated; one optimiser step. It passes 9 images at a time, as its published settings for Stable Diffusion 3.5
-say, or all 192, which is best for it here. Ours is the step of `concordant run flow-grpo --set train.reuse_graph=true`,
-with its tables, rewards and records.
+say, or all 192, which is best for it here. Ours is the step of `concordant run flow-grpo`, with its tables, rewards and
+records.
 Both draw 24 prompts x 8 images, 10 steps of which 9 train, from the same base, in turns in one process. A round is some
 steps of each; printed are images per second, the ratio of every round, and their median.
 """
@@ -113,19 +113,14 @@ PIECE = {"mlp": 8192, "dit": 108}
 """Network evaluations of one training pass: what fits the caches of a processor."""
 
 
-def our_run(model: str, folder: Path, reuse: bool = True) -> Any:
+def our_run(model: str, folder: Path) -> Any:
     """The run of `flow-grpo` with one optimiser step a table, as the public loop above has."""
     from concordant.experiment import build
     from concordant.loops.run import Run
     from concordant.worlds.build import make_policy, make_world
 
     sets = [f"world.model={model}", "train.updates=1", "train.eval_every=1000000", "train.save_every=1000000"]
-    sets += [
-        "train.steps=1000000",
-        "train.warmup=0",
-        f"train.micro_batch={PIECE[model]}",
-        f"train.reuse_graph={reuse}",
-    ]
+    sets += ["train.steps=1000000", "train.warmup=0", f"train.micro_batch={PIECE[model]}"]
     experiment = build("flow-grpo", sets=sets)
     world = make_world(experiment)
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +183,8 @@ def main() -> None:
     for model, batch in itertools.product(options.models, options.batches):
         found.append(measure(model, batch, options.rounds, options.steps))
         print(json.dumps(found[-1]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "cases": found}, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps({"threads": options.threads, "cases": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,7 @@ IMAGE_COLUMNS: Mapping[str, str] = {
     "sample": "b d",
 }
 COLUMNS = {"text": LM_COLUMNS, "image": IMAGE_COLUMNS}
-UNUSED = {
-    "text": ("evaluation_budget", "reuse_graph"),
-    "image": ("max_new_tokens", "temperature", "token_budget"),
-}
+UNUSED = {"text": ("evaluation_budget",), "image": ("max_new_tokens", "temperature", "token_budget")}
 """Training options that say nothing to a modality."""
 _PARTS = ("train", "policy", "scoring")
 _ROOTS = ("chain", "objective", "sampler", "reference", "probes", "rewards", "world", *_PARTS)

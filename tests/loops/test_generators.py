@@ -115,18 +115,6 @@ def test_budgets_of_evaluations_and_reward_calls_stop_a_run(tmp_path: Path) -> N
     assert (spent["reward_calls"], spent["steps"]) == (160, 2)
 
 
-def test_keeping_the_graph_of_sampling_takes_the_same_steps(tmp_path: Path) -> None:
-    lines = {}
-    for reuse in (False, True):
-        train(experiment((f"train.reuse_graph={str(reuse).lower()}",)), tmp_path / str(reuse))
-        text = (tmp_path / str(reuse) / "metrics.jsonl").read_text()
-        lines[reuse] = [json.loads(line) for line in text.splitlines()]
-    for plain, kept in zip(lines[False], lines[True], strict=True):
-        assert kept["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
-        assert kept["reward/cls"] == pytest.approx(plain["reward/cls"], abs=1e-5)
-        assert kept["logp_shift"] == 0.0
-
-
 def test_reports_have_the_numbers_of_generators(tmp_path: Path) -> None:
     train(experiment(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -141,10 +129,6 @@ def test_reports_have_the_numbers_of_generators(tmp_path: Path) -> None:
         (lambda: experiment(("train.temperature=0.5",)), "'train.temperature' has no meaning"),
         (lambda: experiment(("train.max_new_tokens=9",)), "'train.max_new_tokens' has no meaning"),
         (lambda: experiment(("world.shift=0",)), "shift"),
-        (
-            lambda: experiment(("train.reuse_graph=true", "train.updates=2")),
-            "one optimiser step a table, got 1 x 2",
-        ),
         (lambda: experiment(("sampler.noise=-1",)), "noise"),
         (lambda: experiment(("sampler.nois=1",)), "did you mean"),
         (lambda: experiment(("world.model=ddmi",)), "did you mean 'ddim'|no model 'ddmi'"),

@@ -51,9 +51,6 @@ class TrainConfig:
     """Steps between checkpoints."""
     log_rollouts: int = 64
     """Rollouts a step that are stored with every signal and column."""
-    reuse_graph: bool = False
-    """Generators with one optimiser step a table: keep the graph of sampling for it, in place of a second forward pass.
-    A quarter fewer passes, for the memory of all steps' activations at once."""
     pool: int = 0
     """Draw training prompts from a fixed pool of this many, in turn (0: fresh prompts every step)."""
     token_budget: int = 0
@@ -80,11 +77,6 @@ class TrainConfig:
         for name in ("steps", "warmup", "weight_decay", "log_rollouts", "pool", *budgets):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
-        if self.reuse_graph and self.epochs * self.updates != 1:
-            raise ConfigError(
-                "train.reuse_graph needs one optimiser step a table, "
-                f"got {self.epochs} x {self.updates} (train.epochs, train.updates)"
-            )
         for name in ("lr", "max_grad_norm", "temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} must be above 0, got {getattr(self, name)}")

@@ -50,8 +50,6 @@ class Run:
             list(self.policy.parameters()), lr=self.config.lr, weight_decay=self.config.weight_decay
         )
         self.plan = policy.plan(self.config)
-        if self.config.reuse_graph:
-            self.policy.retain = True
         self.step, self.updates, self.seconds, self.cost = 0, 0, 0.0, Cost()
         self.chain_state, self.sampler_state = self.arm.chain.init(), self.sampler.init()
         self.curve: list[dict[str, Any]] = []

@@ -15,7 +15,6 @@ from concordant.core.table import Table
 from concordant.kernels.flow import gaussian_logp
 from concordant.policies.fields import task_fields
 from concordant.policies.flow.conditions import Condition, each, numbered, pick, with_null
-from concordant.policies.flow.held import Held, versions
 from concordant.policies.flow.rows import Path, Rows, row_columns, step_columns
 from concordant.policies.flow.schedules import FlowPlan, FlowSchedule, Schedule, Steps
 from concordant.policies.weights import ModelPolicy, trained_names
@@ -42,8 +41,6 @@ class FlowPolicy(ModelPolicy):
 
     evaluations: int
     """Network evaluations so far, of images; guidance takes two a step."""
-    retain: bool
-    """Keep the graph of the next sampling for the next `rescore` of its rows, if no weight moves in between."""
 
     def __init__(
         self,
@@ -63,8 +60,7 @@ class FlowPolicy(ModelPolicy):
         self.schedule: Schedule = schedule if schedule is not None else FlowSchedule()
         self.guidance, self.reduce, self.eval_steps, self.recompute = guidance, reduce, eval_steps, recompute
         self.names = trained_names(network)
-        self.evaluations, self.retain = 0, False
-        self._held: Held | None = None
+        self.evaluations = 0
 
     @property
     def settings(self) -> dict[str, float]:
@@ -76,7 +72,7 @@ class FlowPolicy(ModelPolicy):
     def reads(self) -> tuple[str, ...]:
         """Columns and fields that scoring rows again takes."""
         steps = ("mask", "latent", "next_latent", "sigma", "coef_x", "coef_v", "std")
-        return ("id", *steps, *self.settings, "prompt")
+        return (*steps, *self.settings, "prompt")
 
     def around(self, model: Any) -> Self:
         """Return a policy with the same settings and another network."""
@@ -121,7 +117,6 @@ class FlowPolicy(ModelPolicy):
         on: Tensor | None = None,
         trace: bool = True,
         first: int = 0,
-        graph: Sequence[bool] = (),
     ) -> Path:
         """Walk rows through steps, with noise where a step has a standard deviation.
 
@@ -134,7 +129,6 @@ class FlowPolicy(ModelPolicy):
             on: bool, shape (n, s): which steps a row takes; at the others its state stays. None: all.
             trace: False keeps the last state only: `states` is (n, 1, d), `outs` empty.
             first: number of the first step in the address of the noise.
-            graph: for each step, whether its output keeps its graph; states never do. Empty: none.
         """
         steps = Steps(*(values.to(x.device) for values in steps))
         count = steps.std.shape[1]
@@ -144,9 +138,8 @@ class FlowPolicy(ModelPolicy):
             here = x if rows is None else x[rows]
             at = [values[:, k] if len(values) == 1 or rows is None else values[rows, k] for values in steps]
             cond = condition if rows is None else pick(condition, rows)
-            with torch.set_grad_enabled(bool(graph) and graph[k]):
-                out = self.predict(here, at[0].expand(len(here)), cond)
-            moved = at[2][:, None] * here + at[3][:, None] * out.detach()
+            out = self.predict(here, at[0].expand(len(here)), cond)
+            moved = at[2][:, None] * here + at[3][:, None] * out
             if bool((at[4] > 0).any()):
                 if rng is None or ids is None:
                     raise ConfigError("steps with noise need a random stream and row ids")
@@ -159,8 +152,7 @@ class FlowPolicy(ModelPolicy):
                 outs.append(out if rows is None else torch.zeros_like(x).index_copy(0, rows, out))
         if not trace:
             return Path(x[:, None], x.new_zeros(len(x), 0, x.shape[1]))
-        with torch.set_grad_enabled(bool(graph)):
-            return Path(torch.stack(states, 1), torch.stack(outs, 1) if outs else x[:, None][:, :0])
+        return Path(torch.stack(states, 1), torch.stack(outs, 1) if outs else x[:, None][:, :0])
 
     # ---- sampling ----------------------------------------------------------------------------------------------
 
@@ -205,25 +197,12 @@ class FlowPolicy(ModelPolicy):
         trainable = noisy.clone()
         if plan.last != "train":
             trainable[-1] = False
-        keeps = self.retain and not self.recompute and bool(trainable.any())
-        graph = trainable.tolist() if keeps else ()
-        walked = self._walk(rows, steps, rng, trace=bool(noisy.any()), graph=graph)
-        table = self.assemble(
+        walked = self._walk(rows, steps, rng, trace=bool(noisy.any()))
+        return self.assemble(
             rows, steps, walked, trainable[None], trainable[None], record_mean=plan.record_mean
         )
-        self._held = self._hold(table, steps, walked) if keeps else None
-        return table
 
-    def _hold(self, table: Table, steps: Steps, path: Path) -> Held:
-        """Means and log-probabilities of the sampled steps with the graph of sampling."""
-        coef_x, coef_v, std = (values.to(self.device) for values in (steps.coef_x, steps.coef_v, steps.std))
-        with torch.enable_grad():
-            mean = coef_x[..., None] * path.states[:, :-1] + coef_v[..., None] * path.outs
-            spread = std.expand(mean.shape[:2])
-            logp = gaussian_logp(path.states[:, 1:], mean, spread, reduce=self.reduce)
-        return Held(table["id"], {"logp": logp, "mean": mean}, versions(self.parameters()))
-
-    def _walk(self, rows: Rows, steps: Steps, rng: Rng, *, trace: bool, graph: Sequence[bool] = ()) -> Path:
+    def _walk(self, rows: Rows, steps: Steps, rng: Rng, *, trace: bool) -> Path:
         """Walk all rows; those that start from the same noise are one until the first step with noise."""
         condition = self.encode([task.prompt for task in rows.tasks])
         place = rows.of_task.to(self.device)
@@ -232,20 +211,17 @@ class FlowPolicy(ModelPolicy):
         shared = noisy.index(True) if True in noisy else len(noisy)
         if not shared or len(seeds) == len(rows.ids):
             x = self.start(rows.seeds, rng)
-            given = pick(condition, place)
-            return self.integrate(x, given, steps, rng=rng, ids=rows.ids, trace=trace, graph=graph)
+            return self.integrate(x, pick(condition, place), steps, rng=rng, ids=rows.ids, trace=trace)
         of_seed = place.new_zeros(len(seeds)).index_put((first.to(self.device),), place)
         head, rest = (Steps(*(v[:, part] for v in steps)) for part in (slice(shared), slice(shared, None)))
         begun = self.integrate(self.start(seeds, rng), pick(condition, of_seed), head, trace=trace)
         states, outs = begun.states[first], begun.outs[first]
         walked = self.integrate(
-            states[:, -1], pick(condition, place), rest, rng=rng, ids=rows.ids, trace=trace, first=shared,
-            graph=graph[shared:],
-        )  # fmt: skip
+            states[:, -1], pick(condition, place), rest, rng=rng, ids=rows.ids, trace=trace, first=shared
+        )
         if not trace:
             return walked
-        with torch.set_grad_enabled(bool(graph)):
-            return Path(torch.cat([states[:, :-1], walked.states], 1), torch.cat([outs, walked.outs], 1))
+        return Path(torch.cat([states[:, :-1], walked.states], 1), torch.cat([outs, walked.outs], 1))
 
     @torch.no_grad()
     def assemble(
@@ -304,11 +280,6 @@ class FlowPolicy(ModelPolicy):
                 f"a generator gives {', '.join(sorted(odd))} to no loss; it gives logp and mean"
             )
         self._same_settings(table)
-        if torch.is_grad_enabled() and self._held is not None:
-            held, self._held = self._held, None  # its graph serves one backward pass
-            found = held.of(table, self.parameters())
-            if found is not None:
-                return {name: found[name] for name in wants}
         device = self.device
         mask = table["mask"].to(device)
         cells = mask.nonzero(as_tuple=True)
