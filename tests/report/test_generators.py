@@ -260,3 +260,10 @@ def call():
     from concordant.cli.app import app
 
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words], prog_name="concordant")
+
+
+def test_up_to_fourteen_arms_look_different():
+    from concordant.report.figures import look
+
+    made = look([f"arm {i}" for i in range(14)])
+    assert len({(each["color"], str(each["linestyle"])) for each in made.values()}) == 14

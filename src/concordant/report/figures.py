@@ -61,9 +61,10 @@ def styled() -> Iterator[None]:
 
 
 def look(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return colour and line style of each arm."""
+    """Return colour and line style of each arm; each round through the colours shifts the styles by one."""
+    count = len(PALETTE)
     return {
-        arm: {"color": PALETTE[i % len(PALETTE)], "linestyle": STYLES[i % len(STYLES)]}
+        arm: {"color": PALETTE[i % count], "linestyle": STYLES[(i + i // count) % len(STYLES)]}
         for i, arm in enumerate(arms)
     }
 
