@@ -155,5 +155,10 @@ def check(experiment: Experiment) -> None:
     for part in (*arm.probes, *(learner.provides for learner in arm.learners)):
         columns |= part if isinstance(part, dict) else part.columns
     columns |= arm.objective.reference_columns
+    if getattr(arm.objective, "whole_groups", False) and experiment.train.group_size < 2:
+        raise ConfigError(
+            f"{experiment.slug!r} compares the images of a prompt, and one image has nothing to be compared with; "
+            f"set train.group_size to at least 2, got {experiment.train.group_size}"
+        )
     schema = arm.chain.schema({name: tuple(axes.split()) for name, axes in columns.items()})
     arm.objective.check(schema)

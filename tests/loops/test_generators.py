@@ -129,6 +129,7 @@ def test_reports_have_the_numbers_of_generators(tmp_path: Path) -> None:
         (lambda: experiment(("train.temperature=0.5",)), "'train.temperature' has no meaning"),
         (lambda: experiment(("train.max_new_tokens=9",)), "'train.max_new_tokens' has no meaning"),
         (lambda: experiment(("world.shift=0",)), "shift"),
+        (lambda: experiment(("train.group_size=1",), slug="prdp"), "nothing to be compared with"),
         (lambda: experiment(("sampler.noise=-1",)), "noise"),
         (lambda: experiment(("sampler.nois=1",)), "did you mean"),
         (lambda: experiment(("world.model=ddmi",)), "did you mean 'ddim'|no model 'ddmi'"),

@@ -147,7 +147,8 @@ def test_what_rewards_print_goes_to_the_log(tmp_path: Path, capfd: pytest.Captur
         with Engine([load("prints")], log=log) as engine:
             assert values(engine.run(rows("a", "b"))["prints"]) == [1.0, 1.0]
     assert capfd.readouterr() == ("", "")
-    assert sorted(lines(tmp_path / "rewards.log"))[:2] == ["and to the other stream"] * 2
+    # two workers write to one file, so that lines may end where the other's begin
+    assert (tmp_path / "rewards.log").read_text().count("and to the other stream") == 2
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
