@@ -13,6 +13,7 @@ from concordant.core.errors import ConfigError, DataError
 from concordant.core.seeds import Rng
 from concordant.kernels.flow import flow_sde_step
 from concordant.policies.flow import DDIMSchedule, FlowPlan, FlowPolicy, FlowSchedule, flow_sigmas
+from concordant.policies.flow.conditions import with_null
 
 DIMS = 16
 
@@ -236,3 +237,12 @@ def test_snapshots_do_not_follow_training_and_states_restore() -> None:
     torch.testing.assert_close(policy.score(table), table["logp"], atol=1e-6, rtol=1e-5)
     assert frozen.guidance == 2.0
     assert not frozen.parameters()
+
+
+def test_a_null_condition_of_another_form_is_refused() -> None:
+    given, null = torch.ones(2, 4), torch.zeros(4)
+    assert torch.as_tensor(with_null(given, null)).tolist() == [[1.0] * 4] * 2 + [[0.0] * 4] * 2
+    both = with_null((given, given), (null, null))
+    assert [part.shape for part in both] == [(4, 4), (4, 4)]
+    with pytest.raises(ConfigError, match="both tensors, or both tuples"):
+        with_null(given, (null,))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from concordant.core.chain import Part, part
-from concordant.core.errors import ChainError, DataError, nearest
+from concordant.core.errors import ChainError, ConfigError, nearest
 from concordant.core.signature import Schema
 from concordant.core.table import Table
-from concordant.kernels import dpo_loss, reward_difference_loss
+from concordant.kernels import diffusion_dpo_margin, dpo_loss, reward_difference_loss
 from concordant.objectives.policy_gradient import Loss, scored_part
 
 
@@ -186,7 +186,7 @@ class DenoisingPreference(_Pairs):
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise DataError(f"beta must be above 0, got {self.beta}")
+            raise ConfigError(f"beta must be above 0, got {self.beta}")
 
     def check(self, schema: Schema) -> None:
         """Refuse columns that nothing makes."""
@@ -203,7 +203,9 @@ class DenoisingPreference(_Pairs):
         """Return the loss of these pairs under the current policy."""
         a = work.arrays
         error = policy.errors(a["sample"], work.table.fields["prompt"], a["draw_time"], a["draw_noise"])
-        worse = error - a["ref_error"].to(error)
         left, right = work.left.to(error.device), work.right.to(error.device)
-        each = dpo_loss(0.5 * (worse[right] - worse[left]).flatten(), beta=self.beta).reshape(len(left), -1)
+        errors = [
+            values[end].flatten() for values in (error, a["ref_error"].to(error)) for end in (left, right)
+        ]
+        each = dpo_loss(diffusion_dpo_margin(*errors), beta=self.beta).reshape(len(left), -1)
         return Loss((each.mean(1) * work.pairs["weight"].to(each)).sum(), 0.0)

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from concordant.report.figures import INK, look, styled
+from concordant.report.figures import INK, legend, look, styled
 
 PROXY, GOLD = "cls", "gold"
 _TEXT = ("lm/", "user")
@@ -58,13 +58,7 @@ def proxy_and_gold(result: Mapping[str, Any]) -> Figure | None:
             _panel(axes, name, gold, result["curves"], handles)
         for axes in cells[len(names) :]:
             axes.set_axis_off()
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper left",
-            ncols=min(len(handles), 4),
-            handlelength=3,
-        )
+        legend(figure, handles, 4)
     return figure
 
 

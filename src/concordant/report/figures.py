@@ -69,6 +69,17 @@ def look(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def legend(figure: Figure, handles: Mapping[str, Any], columns: int) -> None:
+    """Name the arms above the panels."""
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside upper left",
+        ncols=min(len(handles), columns),
+        handlelength=3,
+    )
+
+
 def curve_metrics(result: Mapping[str, Any], most: int = 6) -> list[str]:
     """Return the metrics that have curves: those of the claims first."""
     points = [point for runs in result.get("curves", {}).values() for run in runs for point in run]
@@ -99,13 +110,7 @@ def curves(result: Mapping[str, Any]) -> Figure | None:
                 continue
             _curve(axes, names[i], result["curves"], look(arms), handles)
             axes.set_xlabel("training step" if i + across >= len(names) else "")
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper left",
-            ncols=min(len(arms), 5),
-            handlelength=3,
-        )
+        legend(figure, handles, 5)
     return figure
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from concordant.core.errors import ConfigError
+
 Condition = Tensor | tuple[Tensor, ...]
 
 
@@ -27,6 +29,14 @@ def each(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
 
 def with_null(condition: Condition, null: Condition) -> Condition:
     """A condition followed by as many entries of the null condition."""
-    if isinstance(condition, tuple):
-        return tuple(with_null(c, n) for c, n in zip(condition, null, strict=True))  # type: ignore[misc]
-    return torch.cat([condition, null.to(condition).expand_as(condition)])  # type: ignore[union-attr]
+    if isinstance(condition, tuple) and isinstance(null, tuple):
+        return tuple(_followed(c, n) for c, n in zip(condition, null, strict=True))
+    if isinstance(condition, Tensor) and isinstance(null, Tensor):
+        return _followed(condition, null)
+    raise ConfigError(
+        "a network's `null` must have the form of what its `encode` returns: both tensors, or both tuples"
+    )
+
+
+def _followed(condition: Tensor, null: Tensor) -> Tensor:
+    return torch.cat([condition, null.to(condition).expand_as(condition)])

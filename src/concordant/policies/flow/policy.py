@@ -16,7 +16,7 @@ from concordant.kernels.flow import gaussian_logp
 from concordant.policies.fields import task_fields
 from concordant.policies.flow.conditions import Condition, each, numbered, pick, with_null
 from concordant.policies.flow.rows import Path, Rows, row_columns, step_columns
-from concordant.policies.flow.schedules import FlowPlan, FlowSchedule, Schedule, Steps
+from concordant.policies.flow.schedules import FlowPlan, FlowSchedule, Schedule, Steps, step_mean
 from concordant.policies.weights import ModelPolicy, trained_names
 
 OWN_FIELDS = ("prompt", "image")
@@ -139,7 +139,7 @@ class FlowPolicy(ModelPolicy):
             at = [values[:, k] if len(values) == 1 or rows is None else values[rows, k] for values in steps]
             cond = condition if rows is None else pick(condition, rows)
             out = self.predict(here, at[0].expand(len(here)), cond)
-            moved = at[2][:, None] * here + at[3][:, None] * out
+            moved = step_mean(here, out, at[2], at[3])
             if bool((at[4] > 0).any()):
                 if rng is None or ids is None:
                     raise ConfigError("steps with noise need a random stream and row ids")
@@ -287,7 +287,7 @@ class FlowPolicy(ModelPolicy):
         whose, condition = of_row.to(device), self.encode(prompts)
         of = {name: table[name].to(device)[cells] for name in ("latent", "sigma", "coef_x", "coef_v", "std")}
         out = self._network(of["latent"], of["sigma"], condition, whose[cells[0]])
-        mean = of["coef_x"][:, None] * of["latent"] + of["coef_v"][:, None] * out
+        mean = step_mean(of["latent"], out, of["coef_x"], of["coef_v"])
         drawn = table["next_latent"].to(device)[cells]
         logp = gaussian_logp(drawn[:, None], mean[:, None], of["std"][:, None], reduce=self.reduce)[:, 0]
         found = {"logp": logp.new_zeros(mask.shape).index_put(cells, logp)}

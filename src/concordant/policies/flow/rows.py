@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from concordant.kernels.flow import gaussian_logp
-from concordant.policies.flow.schedules import Steps
+from concordant.policies.flow.schedules import Steps, step_mean
 
 Columns = dict[str, tuple[str, Tensor]]
 
@@ -59,7 +59,7 @@ def step_columns(
     mask = mask.expand(size, -1).clone()
     own = {name: values.expand(size, -1).cpu().contiguous() for name, values in steps._asdict().items()}
     before, after, outs = (t.cpu() for t in (path.states[:, :-1], path.states[:, 1:], path.outs))
-    mean = own["coef_x"][..., None] * before + own["coef_v"][..., None] * outs
+    mean = step_mean(before, outs, own["coef_x"], own["coef_v"])
     logp = torch.where(mask, gaussian_logp(after, mean, own["std"], reduce=reduce), 0.0)
     made = {
         **{name: ("b s", values) for name, values in own.items()},

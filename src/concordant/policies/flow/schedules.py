@@ -79,6 +79,11 @@ class Steps(NamedTuple):
     """Standard deviation of the step; 0 where it is deterministic."""
 
 
+def step_mean(x: Tensor, out: Tensor, coef_x: Tensor, coef_v: Tensor) -> Tensor:
+    """Mean of steps: `coef_x * x + coef_v * out`, states and outputs (... d), coefficients (...)."""
+    return coef_x[..., None] * x + coef_v[..., None] * out
+
+
 class Schedule(Protocol):
     """Makes coefficients from plans."""
 
